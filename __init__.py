@@ -1,0 +1,44 @@
+"""lapse: LAtent Physics SurrogatE.
+
+Calibrated ensemble forecasts from simulation or reanalysis snapshots, as xarray Datasets that carry a measured
+statement of how well each member obeys the physics.
+
+    physics/       laws and grids: tensors in, tensors out
+    datasets/      fields on disk <-> tensors
+    autoencoder/   field <-> latent
+    surrogate/     latent dynamics, ensembles, scores, reports, command line
+
+The names below are resolved on first use, so that ``import lapse`` costs milliseconds and loads no network library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .datasets.open import open_dataset as open_dataset
+    from .datasets.spec import FieldSpec as FieldSpec
+    from .datasets.spec import SpecError as SpecError
+    from .surrogate.package import load as load
+    from .surrogate.scores import score as score
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "FieldSpec": ".datasets.spec",
+    "SpecError": ".datasets.spec",
+    "open_dataset": ".datasets.open",
+    "load": ".surrogate.package",
+    "score": ".surrogate.scores",
+}
+
+__all__ = ["FieldSpec", "SpecError", "__version__", "load", "open_dataset", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

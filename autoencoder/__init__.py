@@ -1,0 +1,1 @@
+"""Field <-> latent: blocks, the model, exact heads, decoder-error model, its training."""

@@ -1,0 +1,1 @@
+"""Hydra configuration: pure numbers, one noun a group."""

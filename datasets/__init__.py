@@ -1,0 +1,1 @@
+"""Fields on disk <-> tensors: spec, checks, stores, windows, simulators, Lightning data modules."""
