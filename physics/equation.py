@@ -1,0 +1,160 @@
+"""What the library knows of a law: one equation, written once.
+
+The right-hand side of an :class:`Equation` serves the solver that makes data, the residual that judges it and the
+invariants that are reported. States are tensors ``(…, C, *space)`` in physical units, float32 or float64, with C
+the equation's `variables` in order and `space` the shape of its grid; leading dimensions are free.
+
+The residual of a pair of frames is the *defect*
+
+    R(u₀, u₁) = u₁ − Φ_Δ(u₀),
+
+with Φ_Δ the solver's own map over the interval Δ between frames. Frames lie many time steps apart, so finite
+differences in time would measure their own error instead. The residual is a field: its norm, weighting and
+reduction belong to whoever reports it, beside the floor that the data itself reaches.
+
+The step of a solver is fixed by the equation's parameters and never by the states at hand, so that a trajectory
+does not depend on which others share its batch.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from .grid import Grid
+
+
+class Equation(ABC):
+    """A law on a grid.
+
+    Args:
+        grid: Where states are sampled.
+        **parameters: Physical parameters, kept in `parameters`; the subclasses name them and their units.
+
+    Attributes:
+        name: Registered name.
+        variables: Names of the channels, in order.
+        units: Units of the variables.
+    """
+
+    name: ClassVar[str]
+    variables: ClassVar[tuple[str, ...]]
+    units: ClassVar[Mapping[str, str]]
+
+    def __init__(self, grid: Grid, **parameters: float) -> None:
+        self.grid = grid
+        self.parameters: dict[str, float] = {k: float(v) for k, v in parameters.items()}
+        for k, v in self.parameters.items():
+            if not math.isfinite(v):
+                raise ValueError(f"{self.name}: found {k}={v}, wanted a finite number")
+
+    @property
+    @abstractmethod
+    def dt(self) -> float:
+        """Largest time step that the solver takes of its own accord."""
+
+    @abstractmethod
+    def rhs(self, u: Tensor) -> Tensor:
+        """du/dt, same shape as u."""
+
+    @abstractmethod
+    def step(self, u: Tensor, dt: float) -> Tensor:
+        """State after one time step of length dt, whatever its stability."""
+
+    @abstractmethod
+    def invariants(self, u: Tensor) -> dict[str, Tensor]:
+        """Area means that the equation conserves or budgets, each of shape ``u.shape[:-1-ndim]``."""
+
+    @abstractmethod
+    def initial(self, generator: torch.Generator, batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random smooth initial states, shape (batch, C, *space)."""
+
+    @property
+    @abstractmethod
+    def spin_up_time(self) -> float:
+        """Time after which states started from :meth:`initial` have forgotten it."""
+
+    def steps(self, interval: float) -> int:
+        """Number of steps no longer than :attr:`dt` that make up an interval."""
+        return max(1, math.ceil(abs(interval) / self.dt * (1 - 1e-9)))
+
+    def advance(self, u: Tensor, interval: float, steps: int | None = None) -> Tensor:
+        """Φ_Δ(u): integrate over a frame interval.
+
+        Args:
+            u: States (…, C, *space).
+            interval: Δ, in the equation's unit of time.
+            steps: Number of equal steps; as many as :attr:`dt` asks for if None.
+        """
+        self.check(u)
+        n = self.steps(interval) if steps is None else steps
+        for _ in range(n):
+            u = self.step(u, interval / n)
+        return u
+
+    def residual(self, u0: Tensor, u1: Tensor, interval: float) -> Tensor:
+        """Defect field u₁ − Φ_Δ(u₀), in the variables' own units, shape of u₁."""
+        self.check(u1)
+        return u1 - self.advance(u0, interval)
+
+    def spin_up(
+        self,
+        generator: torch.Generator,
+        batch: int,
+        duration: float | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Random states after `duration` (default :attr:`spin_up_time`), shape (batch, C, *space)."""
+        u = self.initial(generator, batch, dtype)
+        return self.advance(u, self.spin_up_time if duration is None else duration)
+
+    def check(self, u: Tensor) -> None:
+        """Raise ValueError or TypeError unless u is a state of this equation."""
+        wanted = (len(self.variables), *self.grid.shape)
+        if tuple(u.shape[-len(wanted) :]) != wanted:
+            raise ValueError(
+                f"{self.name}: found a state of shape {tuple(u.shape)}, wanted (…, {', '.join(map(str, wanted))}) for "
+                f"the variables {self.variables} on a grid of shape {self.grid.shape}"
+            )
+        if u.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{self.name}: found a state of type {u.dtype}, wanted float32 or float64")
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v:g}" for k, v in self.parameters.items())
+        return f"{type(self).__name__}({'x'.join(map(str, self.grid.shape))}, {values})"
+
+
+REGISTRY: dict[str, type[Equation]] = {}
+SHIPPED = {"kolmogorov": "kolmogorov", "shallow_water": "shallow_water"}  # name -> module of this folder
+
+E = TypeVar("E", bound=type[Equation])
+
+
+def register(name: str) -> Callable[[E], E]:
+    """Class decorator: make an equation known by name, for configurations and files."""
+
+    def enter(cls: E) -> E:
+        if REGISTRY.get(name, cls).__qualname__ != cls.__qualname__:
+            raise ValueError(f"equation {name!r}: found {REGISTRY[name]} registered already, wanted a free name")
+        cls.name = name
+        REGISTRY[name] = cls
+        return cls
+
+    return enter
+
+
+def equation(name: str, grid: Grid, **parameters: float) -> Equation:
+    """Build a registered equation, e.g. ``equation("kolmogorov", Grid.periodic_box(64), viscosity=0.01)``.
+
+    Raises:
+        KeyError: If no such equation is registered; the message lists those that are.
+    """
+    if name in SHIPPED and name not in REGISTRY:
+        import_module(f".{SHIPPED[name]}", __package__)
+    if name not in REGISTRY:
+        raise KeyError(f"found no equation {name!r}, wanted one of {sorted({*REGISTRY, *SHIPPED})}")
+    return REGISTRY[name](grid, **parameters)
