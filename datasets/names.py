@@ -1,0 +1,143 @@
+"""Which dimension plays which role, by CF attributes or by conventional names; nothing ambiguous is settled here.
+
+Roles: time, trajectory, member, init_time, lead_time, vertical, and the spatial ones latitude, longitude, x, y, z.
+
+1. An explicit mapping {role or axis name: dimension(s)} comes first.
+2. Then the coordinate's CF attributes: standard_name, axis, and the units of latitude and longitude (through cf-xarray).
+3. Then its type: datetimes are a time.
+4. Then the name, if it is one of the fixed list below, letter for letter.
+
+Two dimensions in one role, or a dimension in none, is a question for the user and becomes a Problem.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import cf_xarray  # noqa: F401  (registers Dataset.cf)
+import xarray as xr
+
+from .problem import Problem
+
+__all__ = ["SPACE", "assign", "role_of", "suggestion"]
+
+SPACE = ("latitude", "longitude", "x", "y", "z", "vertical")
+"""Roles that are axes of the grid."""
+
+_NAMES = {
+    "time": ("time", "valid_time"),
+    "trajectory": ("trajectory", "simulation", "sample"),
+    "member": ("member", "number", "ensemble", "realization"),
+    "init_time": ("init_time", "forecast_reference_time"),
+    "lead_time": ("lead_time", "step", "prediction_timedelta", "forecast_period"),
+    "latitude": ("lat", "latitude"),
+    "longitude": ("lon", "longitude"),
+    "x": ("x",),
+    "y": ("y",),
+    "z": ("z",),
+    "vertical": ("level", "lev", "plev", "pressure_level", "isobaricInhPa", "height", "depth", "altitude"),
+}
+_ROLE = {name: role for role, names in _NAMES.items() for name in names}
+_STANDARD_NAMES = {
+    "time": "time",
+    "forecast_reference_time": "init_time",
+    "forecast_period": "lead_time",
+    "realization": "member",
+    "latitude": "latitude",
+    "longitude": "longitude",
+    "projection_x_coordinate": "x",
+    "projection_y_coordinate": "y",
+    "air_pressure": "vertical",
+    "height": "vertical",
+    "depth": "vertical",
+    "altitude": "vertical",
+}
+_AXES = {"T": "time", "X": "x", "Y": "y", "Z": "vertical"}
+
+
+def role_of(ds: xr.Dataset, dim: str) -> str | None:
+    """The role of a dimension, or None where neither its attributes nor its name say."""
+    coordinate = ds.coords.get(dim)
+    if coordinate is not None:
+        standard_name = _STANDARD_NAMES.get(coordinate.attrs.get("standard_name", ""))
+        if standard_name:
+            return standard_name
+        for role in ("latitude", "longitude"):
+            if dim in ds.cf.coordinates.get(role, []):
+                return role
+        if dim in _ROLE:
+            return _ROLE[dim]
+        for axis, role in _AXES.items():
+            if dim in ds.cf.axes.get(axis, []):
+                return role
+        if coordinate.dtype.kind == "M" or _is_cftime(coordinate):
+            return "time"
+    return _ROLE.get(dim)
+
+
+def assign(
+    ds: xr.Dataset, used: Iterable[str], dims: Mapping[str, str | Sequence[str]] | None
+) -> tuple[dict[str, str], list[Problem]]:
+    """Roles of the `used` dimensions: {dimension: role or explicit axis name}, and the open questions.
+
+    Several dimensions may share an explicit name (x_u and x_v are both x); they may not share a recognised role.
+    """
+    explicit: dict[str, str] = {}
+    problems: list[Problem] = []
+    for target, sources in (dims or {}).items():
+        for source in (sources,) if isinstance(sources, str) else tuple(sources):
+            if source in ds.dims:
+                explicit[source] = target
+    for target, sources in (dims or {}).items():
+        asked = (sources,) if isinstance(sources, str) else tuple(sources)
+        if not any(s in ds.dims for s in asked):
+            problems.append(
+                Problem(
+                    f"dims[{target!r}]",
+                    f"no dimension {' or '.join(map(repr, asked))}",
+                    f"one of {', '.join(map(str, ds.dims))}",
+                    f"dims={{{target!r}: …}}",
+                )
+            )
+    roles: dict[str, str] = {}
+    for dim in used:
+        role = explicit.get(dim) or role_of(ds, dim)
+        if role is None:
+            problems.append(
+                Problem(
+                    f"dimension {dim!r} (size {ds.sizes[dim]})",
+                    "neither CF attributes nor a known name",
+                    "a time, a member, a trajectory, or an axis of the grid",
+                    suggestion(dim),
+                )
+            )
+        else:
+            roles[dim] = role
+    for role in dict.fromkeys(roles.values()):
+        sharing = [d for d, r in roles.items() if r == role]
+        if len(sharing) > 1 and not all(d in explicit for d in sharing):
+            listed = ", ".join(repr(d) for d in sharing)
+            problems.append(
+                Problem(
+                    f"role {role!r}",
+                    f"several candidates: {listed}",
+                    "one dimension",
+                    f"say which with dims={{{role!r}: {sharing[0]!r}}}, and name the others too",
+                )
+            )
+    return roles, problems
+
+
+def suggestion(dim: str) -> str:
+    """How to tell what a dimension is."""
+    return (
+        f"name it: dims={{'time': {dim!r}}} if it is the time, dims={{'x': {dim!r}}} (any name) if it is an axis "
+        f"of the grid, or reduce it: ds.isel({dim}=0)"
+    )
+
+
+def _is_cftime(coordinate: Any) -> bool:
+    return (
+        coordinate.dtype == object
+        and coordinate.size > 0
+        and hasattr(coordinate.values.ravel()[0], "calendar")
+    )
