@@ -1,17 +1,19 @@
 """Training data from an equation: random trajectories, solved finely, stored coarsely, in a zarr store.
 
-A trajectory k starts from the equation's own random smooth state, runs ``spin_up`` time units until it has forgotten
-it, and is then sampled every ``interval``. It is solved on a reference grid and stored on one or more coarser grids by
-*Fourier truncation*: û(k) is kept for |k_j| < n_j/2 and dropped otherwise, so that the stored field is the exact
-large-scale part of a resolved solution (and loses nothing where the spectrum has decayed before the cut-off).
+A trajectory k starts from the equation's own random smooth state, runs ``spin_up`` time units until it has
+forgotten it, and is then sampled every ``interval``. It is solved on a reference grid and stored on one or
+more coarser grids by *Fourier truncation*: û(k) is kept for |k_j| < n_j/2 and dropped otherwise, so that the
+stored field is the exact large-scale part of a resolved solution (and loses nothing where the spectrum has
+decayed before the cut-off).
 
 Trajectory k depends on (seed, k) and on nothing else: its generator is seeded from numpy's
 ``SeedSequence([seed, k])``, and trajectories that share a batch do not share anything but the machine's time.
-The bits are those of the processor and its libraries; another machine agrees to round-off, which chaos then amplifies.
+The bits are those of the processor and its libraries; another machine agrees to round-off, which chaos then
+amplifies.
 
-Stores have dimensions (trajectory, time, *space), one shard for ``shard`` trajectories and chunks of several frames, the
-parameters as JSON in their attributes, and all that `ShardedWriter` promises: a killed run is resumed at the first
-trajectory that was not completed.
+Stores have dimensions (trajectory, time, *space), one shard for ``shard`` trajectories and chunks of several
+frames, the parameters as JSON in their attributes, and all that `ShardedWriter` promises: a killed run is
+resumed at the first trajectory that was not completed.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ CHUNK_BYTES = 2**20  # of one variable: large enough to be read at the disk's sp
 
 
 def trajectory_generator(seed: int, k: int) -> torch.Generator:
-    """The generator of trajectory k: a function of (seed, k), on the CPU so that no device changes the numbers."""
+    """The generator of trajectory k. On the CPU, so that no device changes its numbers."""
     (state,) = np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
@@ -54,7 +56,7 @@ def _modes(grid: Grid, keep: tuple[int, ...]) -> Modes:
 
 
 def coarsen(u: Tensor, grid: Grid, shape: Sequence[int]) -> Tensor:
-    """Fourier truncation of periodic fields ``(…, *grid.shape)`` to ``(…, *shape)``; the identity for equal shapes."""
+    """Fourier truncation of periodic fields ``(…, *grid.shape)`` to ``(…, *shape)``."""
     if tuple(shape) == grid.shape:
         return u
     modes = _modes(grid, tuple((n - 1) // 2 for n in shape))
@@ -90,14 +92,12 @@ class _Run:
 
     def compute(self, members: Sequence[int], bar: tqdm[Any]) -> list[np.ndarray]:
         """One array (trajectory, C, time, *space) for each stored shape."""
-        space = self.equation.grid.shape
-        out = [
-            np.empty((len(members), len(self.equation.variables), self.frames, *s), np.float32) for s in self.shapes
-        ]
+        grid, C = self.equation.grid, len(self.equation.variables)
+        out = [np.empty((len(members), C, self.frames, *s), np.float32) for s in self.shapes]
         for first in range(0, len(members), self.batch):
             ids = members[first : first + self.batch]
-            u = torch.cat([self.equation.initial(trajectory_generator(self.seed, k), 1, self.dtype) for k in ids])
-            u = u.to(self.device)
+            states = [self.equation.initial(trajectory_generator(self.seed, k), 1, self.dtype) for k in ids]
+            u = torch.cat(states).to(self.device)
             for i in range(-self.spin_up_pieces, self.frames):
                 if i < 0:
                     u = self.equation.advance(u, self.spin_up / self.spin_up_pieces)
@@ -106,8 +106,8 @@ class _Run:
                 self._watch(u, ids, i)
                 if i >= 0:
                     for array, shape in zip(out, self.shapes, strict=True):
-                        v = coarsen(u.reshape(-1, *space), self.equation.grid, shape).reshape(*u.shape[:2], *shape)
-                        array[first : first + len(ids), :, i] = v.to("cpu", torch.float32).numpy()
+                        v = coarsen(u, grid, shape).to("cpu", torch.float32)
+                        array[first : first + len(ids), :, i] = v.numpy()
                 bar.update(len(ids))
         return out
 
@@ -132,7 +132,9 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _work(run: _Run, writers: Sequence[ShardedWriter], blocks: Sequence[Block], bar: tqdm[Any] | None = None) -> int:
+def _work(
+    run: _Run, writers: Sequence[ShardedWriter], blocks: Sequence[Block], bar: tqdm[Any] | None = None
+) -> int:
     """Computes the trajectories of some blocks together and writes them block by block into every store."""
     members = [k for b in blocks for k in range(b.region["trajectory"].start, b.region["trajectory"].stop)]
     if bar is None:
@@ -142,7 +144,7 @@ def _work(run: _Run, writers: Sequence[ShardedWriter], blocks: Sequence[Block], 
         arrays = run.compute(members, bar)
     at = 0
     for block in blocks:
-        n = block.region["trajectory"].stop - block.region["trajectory"].start
+        n = block.length("trajectory")
         for writer, array in zip(writers, arrays, strict=True):
             if not writer.done(block):
                 writer.write({v: array[at : at + n, c] for c, v in enumerate(run.equation.variables)}, block)
@@ -154,7 +156,7 @@ def _template(run: _Run, trajectories: int, shape: tuple[int, ...], attrs: Mappi
     grid = coarse_grid(run.equation.grid, shape)
     dims = ("trajectory", "time", *grid.names)
     coords: dict[str, Any] = {
-        "trajectory": ("trajectory", np.arange(trajectories), {"long_name": "independent realisation", "units": "1"}),
+        "trajectory": ("trajectory", np.arange(trajectories), {"long_name": "independent realisation"}),
         "time": (
             "time",
             np.arange(run.frames) * run.interval,
@@ -162,8 +164,9 @@ def _template(run: _Run, trajectories: int, shape: tuple[int, ...], attrs: Mappi
         ),
     }
     for a in grid.axes:
-        letter = {"axis": a.name.upper()} if a.name in ("x", "y", "z") else {}
-        coords[a.name] = (a.name, np.array(a.coordinates), {"units": a.units, "periodic": int(a.periodic), **letter})
+        about = {"units": a.units} | ({"axis": a.name.upper()} if a.name in ("x", "y", "z") else {})
+        about |= {"periodic": "true"} if a.periodic else {}
+        coords[a.name] = (a.name, np.array(a.coordinates), about)
     size = (trajectories, run.frames, *shape)
     data = {
         v: (dims, blank(size), {"units": run.equation.units[v], "long_name": v.replace("_", " ")})
@@ -213,17 +216,20 @@ def simulate(
     """Solves random trajectories of an equation and writes them as zarr v3 stores.
 
     Args:
-        equation: registered name, built on a periodic box of ``resolution`` nodes a side and ``length`` (m) with
-            ``parameters``; or an `Equation`, which brings its own grid and parameters.
+        equation: registered name, built on a periodic box of ``resolution`` nodes a side and ``length`` (m)
+            with ``parameters``; or an `Equation`, which brings its own grid and parameters.
         path: the store to make. With several ``stored`` sizes it must contain ``{size}``: one store a size.
-        trajectories, frames: sizes of the store; frames are ``interval`` s apart, frame 0 at the end of the spin-up.
-        stored: nodes along the last axis after Fourier truncation; other axes keep their ratio. None: the reference.
+        trajectories, frames: sizes of the store; frames are ``interval`` s apart, frame 0 at the end of the
+            spin-up.
+        stored: nodes along the last axis after Fourier truncation; other axes keep their ratio. None: the
+            reference.
         spin_up: s, default the equation's own ``spin_up_time``.
         shard: trajectories in one shard file, the unit that a resume redoes.
         chunk: frames in one chunk, default about a megabyte.
         batch: trajectories advanced together: 1 is best on a CPU, many on a GPU.
         dtype: precision of the solver; the store is float32.
-        scheduler: dask scheduler ("processes", "threads" or a distributed client) for shards in parallel; None: here.
+        scheduler: dask scheduler ("processes", "threads" or a distributed client) for shards in parallel;
+            None: here.
         workers: number of dask's workers. Each computes on one thread.
         resume: continue a store of the same simulation; anything else is refused with the differences.
 
@@ -259,10 +265,14 @@ def simulate(
     per_task = max(1, batch // shard)
     tasks = [blocks[i : i + per_task] for i in range(0, len(blocks), per_task)]
     each = run.spin_up_pieces + frames
-    done = trajectories - sum(b.region["trajectory"].stop - b.region["trajectory"].start for b in blocks)
+    done = trajectories - sum(b.length("trajectory") for b in blocks)
     if scheduler is None:
         with tqdm(
-            total=trajectories * each, initial=done * each, desc=equation.name, unit="frame", disable=not progress
+            total=trajectories * each,
+            initial=done * each,
+            desc=equation.name,
+            unit="frame",
+            disable=not progress,
         ) as bar:
             for task in tasks:
                 _work(run, writers, task, bar)
@@ -335,18 +345,23 @@ def _distribute(
     progress: bool,
 ) -> None:
     import dask
-    from dask.callbacks import Callback
+    from dask import callbacks
 
-    with tqdm(total=trajectories, initial=done, desc=run.equation.name, unit="trajectory", disable=not progress) as bar:
+    library: Any = dask  # whose functions have no types
+    Callback: Any = callbacks.Callback
+
+    with tqdm(
+        total=trajectories, initial=done, desc=run.equation.name, unit="trajectory", disable=not progress
+    ) as bar:
 
         def finished(key: Any, result: Any, *_: Any) -> None:
             if isinstance(result, int):
                 bar.update(result)
 
         # pure=False: a task is an act of writing, not a value that dask may take from a cache.
-        delayed = [dask.delayed(_work, pure=False)(run, writers, task) for task in tasks]
+        delayed = [library.delayed(_work, pure=False)(run, writers, task) for task in tasks]
         options = {} if workers is None else {"num_workers": workers}
         with Callback(posttask=finished):
-            dask.compute(*delayed, scheduler=scheduler, optimize_graph=False, **options)
+            library.compute(*delayed, scheduler=scheduler, optimize_graph=False, **options)
         if missing := [b.name for w in writers for b in w.missing()]:
             raise StoreError(f"blocks {missing[:5]} were not written, though dask reports success")
