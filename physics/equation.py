@@ -1,8 +1,9 @@
 """What the library knows of a law: one equation, written once.
 
-The right-hand side of an :class:`Equation` serves the solver that makes data, the residual that judges it and the
-invariants that are reported. States are tensors ``(…, C, *space)`` in physical units, float32 or float64, with C
-the equation's `variables` in order and `space` the shape of its grid; leading dimensions are free.
+The right-hand side of an :class:`Equation` serves the solver that makes data, the residual that judges it
+and the invariants that are reported. States are tensors ``(…, C, *space)`` in physical units, float32 or
+float64, with C the equation's `variables` in order and `space` the shape of its grid; leading dimensions are
+free.
 
 The residual of a pair of frames is the *defect*
 
@@ -12,8 +13,8 @@ with Φ_Δ the solver's own map over the interval Δ between frames. Frames lie 
 differences in time would measure their own error instead. The residual is a field: its norm, weighting and
 reduction belong to whoever reports it, beside the floor that the data itself reaches.
 
-The step of a solver is fixed by the equation's parameters and never by the states at hand, so that a trajectory
-does not depend on which others share its batch.
+The step of a solver is fixed by the equation's parameters and never by the states at hand, so that a
+trajectory does not depend on which others share its batch.
 """
 
 import math
@@ -139,7 +140,9 @@ def register(name: str) -> Callable[[E], E]:
 
     def enter(cls: E) -> E:
         if REGISTRY.get(name, cls).__qualname__ != cls.__qualname__:
-            raise ValueError(f"equation {name!r}: found {REGISTRY[name]} registered already, wanted a free name")
+            raise ValueError(
+                f"equation {name!r}: found {REGISTRY[name]} registered already, wanted a free name"
+            )
         cls.name = name
         REGISTRY[name] = cls
         return cls

@@ -1,6 +1,7 @@
 """Rectilinear grids: where the numbers of a field sit.
 
-A :class:`Grid` is an ordered product of :class:`Axis` objects, one for each trailing axis of the array it describes.
+A :class:`Grid` is an ordered product of :class:`Axis` objects, one for each trailing axis of the array it
+describes.
 
 Conventions, stated once for the whole library:
 
@@ -8,8 +9,8 @@ Conventions, stated once for the whole library:
 - Coordinates ascend.
 - A periodic axis includes its left end and excludes its right end, so its length is ``size * spacing`` and
   ``u[size]`` would be ``u[0]`` again. Periodic axes are evenly spaced.
-- Coordinates carry their own units; nothing is converted here. An axis is a latitude or a longitude if its units
-  say so (the spellings of the CF conventions, section 4.1 and 4.2), otherwise it is Cartesian.
+- Coordinates carry their own units; nothing is converted here. An axis is a latitude or a longitude if its
+  units say so (the spellings of the CF conventions, section 4.1 and 4.2), otherwise it is Cartesian.
 """
 
 import math
@@ -27,7 +28,9 @@ LATITUDE_UNITS = frozenset(
 LONGITUDE_UNITS = frozenset(
     {"degrees_east", "degree_east", "degree_E", "degrees_E", "degreeE", "degreesE"},
 )
-REGULAR = 1e-3  # an axis is regular if every gap is this close, relatively, to the mean gap (fp32 files round)
+REGULAR = (
+    1e-3  # an axis is regular if every gap is this close, relatively, to the mean gap (fp32 files round)
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ class Axis:
     def spacing(self) -> float:
         """Mean gap between neighbours, in ``units``. Raises ValueError where the axis has no one spacing."""
         if self.size < 2:
-            raise ValueError(f"axis {self.name!r}: found a single node, wanted at least two to have a spacing")
+            raise ValueError(
+                f"axis {self.name!r}: found a single node, wanted at least two to have a spacing"
+            )
         if not self.regular:
             raise ValueError(
                 f"axis {self.name!r}: found gaps from {min(self._gaps):g} to {max(self._gaps):g} {self.units}, "
@@ -199,8 +204,8 @@ class Grid:
     def area_weights(self) -> Tensor:
         """Relative cell areas: shape ``shape``, float64, mean 1.
 
-        The product over the axes of cos(latitude) on a latitude axis, and of the cell widths on irregular axes.
-        The mean of ``weights * u`` is then the area mean of u.
+        The product over the axes of cos(latitude) on a latitude axis, and of the cell widths on irregular
+        axes. The mean of ``weights * u`` is then the area mean of u.
         """
         w = torch.ones(self.shape, dtype=torch.float64)
         for i, axis in enumerate(self.axes):
@@ -252,6 +257,8 @@ class Grid:
     def __str__(self) -> str:
         def show(a: Axis) -> str:
             ends = "periodic" if a.periodic else "bounded"
-            return f"{a.name}: {a.size} nodes, {a.coordinates[0]:g} to {a.coordinates[-1]:g} {a.units}, {ends}"
+            return (
+                f"{a.name}: {a.size} nodes, {a.coordinates[0]:g} to {a.coordinates[-1]:g} {a.units}, {ends}"
+            )
 
         return "; ".join(show(a) for a in self.axes)

@@ -4,15 +4,15 @@ A real field on a periodic box is written
 
     u(x) = Σ_k û(k) exp(i k·x),   |k_j| L_j / 2π ≤ K_j,
 
-with û the *amplitudes* (transforms carry the factor 1/n), so that the same packed array describes the field on any
-grid that can hold it: sampling on a finer or coarser grid needs no rescaling. The last axis holds wavenumbers
-0 … K (the field is real), every other one 0 … K, −K … −1. The Nyquist mode of an even grid is never kept: it has
-no derivative and no partner on a finer grid.
+with û the *amplitudes* (transforms carry the factor 1/n), so that the same packed array describes the field
+on any grid that can hold it: sampling on a finer or coarser grid needs no rescaling. The last axis holds
+wavenumbers 0 … K (the field is real), every other one 0 … K, −K … −1. The Nyquist mode of an even grid is
+never kept: it has no derivative and no partner on a finer grid.
 
-Quadratic products are exact (no aliasing error in any kept mode) when they are evaluated on at least 3K + 1 nodes
-[Orszag 1971, doi:10.1175/1520-0469(1971)028<1074:OTEOAI>2.0.CO;2]. The familiar two-thirds rule keeps K = (n−1)//3
-of a grid of n nodes; with ``keep=None`` all modes of the grid are kept and products are padded to 3/2 n instead.
-Both are the same Galerkin method seen from two grids.
+Quadratic products are exact (no aliasing error in any kept mode) when they are evaluated on at least 3K + 1
+nodes [Orszag 1971, doi:10.1175/1520-0469(1971)028<1074:OTEOAI>2.0.CO;2]. The familiar two-thirds rule keeps
+K = (n−1)//3 of a grid of n nodes; with ``keep=None`` all modes of the grid are kept and products are padded
+to 3/2 n instead. Both are the same Galerkin method seen from two grids.
 """
 
 import math
@@ -58,7 +58,9 @@ class Modes:
         else:
             kept = (keep,) * grid.ndim if isinstance(keep, int) else tuple(keep)
         if len(kept) != grid.ndim or any(not 0 <= k <= m for k, m in zip(kept, most, strict=False)):
-            raise ValueError(f"modes: found keep={keep}, wanted at most {most} for a grid of shape {grid.shape}")
+            raise ValueError(
+                f"modes: found keep={keep}, wanted at most {most} for a grid of shape {grid.shape}"
+            )
         self.grid = grid
         self.keep = kept
         self.lengths = grid.length

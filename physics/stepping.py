@@ -1,12 +1,13 @@
 """One-step time integrators.
 
-:class:`ETDRK4` is for du/dt = L u + N(u) with a diagonal, possibly stiff L (dissipation in Fourier space): the
-exponential time-differencing scheme of Cox & Matthews (2002, doi:10.1006/jcph.2002.6995), its coefficients taken
-from contour integrals as in Kassam & Trefethen (2005, doi:10.1137/S1064827502410633), since the closed forms cancel
-catastrophically for small L dt. It is of fourth order, and it keeps fixed points of the equation exactly.
+:class:`ETDRK4` is for du/dt = L u + N(u) with a diagonal, possibly stiff L (dissipation in Fourier space):
+the exponential time-differencing scheme of Cox & Matthews (2002, doi:10.1006/jcph.2002.6995), its
+coefficients taken from contour integrals as in Kassam & Trefethen (2005, doi:10.1137/S1064827502410633),
+since the closed forms cancel catastrophically for small L dt. It is of fourth order, and it keeps fixed
+points of the equation exactly.
 
-:func:`rk4` (classical, fourth order, for wave-like problems) and :func:`ssp_rk3` (strong stability preserving,
-third order; Shu & Osher 1988, doi:10.1016/0021-9991(88)90177-5) are for du/dt = F(u).
+:func:`rk4` (classical, fourth order, for wave-like problems) and :func:`ssp_rk3` (strong stability
+preserving, third order; Shu & Osher 1988, doi:10.1016/0021-9991(88)90177-5) are for du/dt = F(u).
 """
 
 import math
@@ -28,7 +29,9 @@ class ETDRK4:
         points: Number of nodes of the contour integrals; 32 reach round-off.
     """
 
-    def __init__(self, linear: Tensor, dt: float, dtype: torch.dtype = torch.float64, points: int = 32) -> None:
+    def __init__(
+        self, linear: Tensor, dt: float, dtype: torch.dtype = torch.float64, points: int = 32
+    ) -> None:
         h = dt * linear.to(torch.float64)
         theta = math.pi * (torch.arange(points, dtype=torch.float64, device=h.device) + 0.5) / points
         z = h[..., None] + torch.polar(torch.ones_like(theta), theta)  # upper half circle: L is real

@@ -1,0 +1,222 @@
+"""The vocabulary of vector calculus on a grid: derivative, grad, div, curl, laplacian and its inverse.
+
+Fields are (…, *space), vectors (…, d, *space). The components of a vector point along the axes from the last
+to the first: (u, v) along (x, y) on a grid with axes (y, x).
+
+Along a periodic axis derivatives are spectral by default: exact for every mode below the Nyquist one, which
+has no derivative and is dropped. Along any other axis, or if `accuracy` is given, they are finite
+differences of that even order, centred inside and one-sided at the ends with the same order, with Fornberg's
+weights (1988, doi:10.1090/S0025-5718-1988-0935077-0), so irregular axes are covered too. Derivatives along
+different axes commute to round-off, whatever their kind; hence div(∇^⊥ψ) = 0 holds for the discrete
+operators.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .grid import Axis, Grid
+from .modes import Modes
+
+
+def weights(x: tuple[float, ...], x0: float, order: int) -> list[float]:
+    """Fornberg's weights of u(x) in the derivative of the given order at x0."""
+    n = len(x)
+    c = [[0.0] * (order + 1) for _ in range(n)]
+    c[0][0] = 1.0
+    c1, c4 = 1.0, x[0] - x0
+    for i in range(1, n):
+        c2, c5, c4 = 1.0, c4, x[i] - x0
+        for j in range(i):
+            c3 = x[i] - x[j]
+            c2 *= c3
+            for k in range(min(i, order), -1, -1):
+                if j == i - 1:
+                    before = k * c[j][k - 1] if k else 0.0
+                    c[i][k] = c1 * (before - c5 * c[j][k]) / c2
+            for k in range(min(i, order), -1, -1):
+                before = k * c[j][k - 1] if k else 0.0
+                c[j][k] = (c4 * c[j][k] - before) / c3
+        c1 = c2
+    return [row[order] for row in c]
+
+
+@lru_cache(maxsize=64)
+def difference_matrix(axis: Axis, order: int, accuracy: int) -> Tensor:
+    """Matrix (n, n), float64, of the finite-difference derivative of `order` along an axis."""
+    n = axis.size
+    wide = accuracy + order  # points of a one-sided or irregular formula
+    inner = wide - 1 + order % 2  # a centred formula on even spacing gains an order from symmetry
+    if n < wide:
+        raise ValueError(
+            f"axis {axis.name!r}: found {n} nodes, wanted at least {wide} for a derivative of order {order} with accuracy "
+            f"{accuracy}"
+        )
+    x = axis.coordinates
+    D = torch.zeros(n, n, dtype=torch.float64)
+    if axis.periodic:
+        half = inner // 2
+        w = weights(tuple(j * axis.spacing for j in range(-half, half + 1)), 0.0, order)
+        for i in range(n):
+            for j in range(-half, half + 1):
+                D[i, (i + j) % n] += w[j + half]
+        return D
+    size = inner if axis.regular else wide
+    for i in range(n):
+        start = i - size // 2
+        m = size
+        if start < 0 or start + size > n:
+            m = wide
+            start = min(max(start, 0), n - m)
+        D[i, start : start + m] = torch.tensor(
+            weights(x[start : start + m], x[i], order), dtype=torch.float64
+        )
+    return D
+
+
+def derivative(u: Tensor, grid: Grid, name: str, order: int = 1, accuracy: int | None = None) -> Tensor:
+    """∂^order u / ∂name^order, in units of u over units of the axis.
+
+    Args:
+        u: Field (…, *space).
+        grid: Its grid.
+        name: Name of the axis.
+        order: 1 or more.
+        accuracy: Order of accuracy of finite differences, 2 or 4; None means spectral if periodic, else 2.
+
+    Raises:
+        ValueError: If shapes disagree, or the axis is in degrees (its metric is not Cartesian).
+    """
+    _check(u, grid)
+    i = grid.index(name)
+    axis = grid.axes[i]
+    if axis.kind != "cartesian":
+        raise ValueError(
+            f"axis {name!r}: found units {axis.units!r}, wanted a Cartesian axis in units of length"
+        )
+    dim = i - grid.ndim
+    if axis.periodic and accuracy is None:
+        v = torch.fft.rfft(u, dim=dim)
+        k = torch.arange(v.shape[dim], dtype=torch.float64, device=u.device) * (2 * math.pi / axis.length)
+        factor = (1j * k) ** order
+        if axis.size % 2 == 0 and order % 2:
+            factor[-1] = 0
+        v = v * factor.to(v.dtype).reshape(-1, *(1,) * (-dim - 1))
+        du: Tensor = torch.fft.irfft(v, n=axis.size, dim=dim)
+        return du
+    if accuracy not in (None, 2, 4):
+        raise ValueError(f"derivative: found accuracy={accuracy}, wanted 2, 4 or None")
+    D = difference_matrix(axis, order, accuracy or 2).to(u)
+    return torch.movedim(torch.movedim(u, dim, -1) @ D.T, -1, dim)
+
+
+def grad(u: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
+    """∇u: field (…, *space) -> vector (…, d, *space)."""
+    return torch.stack(
+        [derivative(u, grid, name, 1, accuracy) for name in reversed(grid.names)], dim=-grid.ndim - 1
+    )
+
+
+def div(v: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
+    """∇·v: vector (…, d, *space) -> field (…, *space)."""
+    parts = _components(v, grid)
+    names = reversed(grid.names)
+    return torch.stack([derivative(c, grid, n, 1, accuracy) for c, n in zip(parts, names, strict=True)]).sum(
+        0
+    )
+
+
+def curl(v: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
+    """Vertical component of ∇×v, ∂v/∂x − ∂u/∂y: vector (…, 2, *space) -> field (…, *space)."""
+    if grid.ndim != 2:
+        raise ValueError(f"curl: found a grid with axes {grid.names}, wanted two axes")
+    (a, b), (y, x) = _components(v, grid), grid.names
+    return derivative(b, grid, x, 1, accuracy) - derivative(a, grid, y, 1, accuracy)
+
+
+def laplacian(u: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
+    """∇²u: field (…, *space) -> field (…, *space)."""
+    return torch.stack([derivative(u, grid, name, 2, accuracy) for name in grid.names]).sum(0)
+
+
+def inverse_laplacian(f: Tensor, grid: Grid) -> Tensor:
+    """Zero-mean solution of ∇²u = f − ⟨f⟩ on a periodic grid, spectral; f may be of any dimension.
+
+    Raises:
+        ValueError: If an axis is not periodic (the problem then lacks its boundary values).
+    """
+    _check(f, grid)
+    if not all(grid.periodic) or any(a.kind != "cartesian" for a in grid.axes):
+        raise ValueError(f"inverse_laplacian: found the grid ({grid}), wanted periodic Cartesian axes only")
+    dims = tuple(range(-grid.ndim, 0))
+    v = torch.fft.rfftn(f, dim=dims)
+    k2 = torch.zeros(v.shape[-grid.ndim :], dtype=torch.float64, device=f.device)
+    for j, axis in enumerate(grid.axes):
+        m = torch.fft.rfftfreq if j == grid.ndim - 1 else torch.fft.fftfreq
+        k = m(axis.size, d=axis.spacing, dtype=torch.float64, device=f.device) * (2 * math.pi)
+        k2 = k2 + k.reshape(-1, *(1,) * (grid.ndim - 1 - j)) ** 2
+    inverse = torch.where(k2 > 0, -1 / k2, 0.0).to(f.dtype)
+    u: Tensor = torch.fft.irfftn(v * inverse, s=grid.shape, dim=dims)
+    return u
+
+
+def dealias(u: Tensor, grid: Grid) -> Tensor:
+    """Drop the modes above the two-thirds rule, so that one product of two such fields is free of aliasing."""
+    _check(u, grid)
+    modes = Modes(grid, [(n - 1) // 3 for n in grid.shape])
+    return modes.synthesise(modes.analyse(u))
+
+
+def truncate(u: Tensor, fine: Grid, coarse: Grid) -> Tensor:
+    """Fourier coarse-graining: keep the modes that the coarse grid holds, and sample them there.
+
+    Exact for fields without modes at or above the coarse grid's Nyquist wavenumber.
+
+    Raises:
+        ValueError: If the grids are not periodic, do not cover the same box, or `coarse` is the finer one.
+    """
+    _same_box(fine, coarse)
+    return Modes(coarse).synthesise(Modes(fine, Modes(coarse).keep).analyse(_check(u, fine)))
+
+
+def refine(u: Tensor, coarse: Grid, fine: Grid) -> Tensor:
+    """Fourier interpolation to a finer grid; ``truncate(refine(u, …), …)`` is u without its Nyquist mode.
+
+    Raises:
+        ValueError: As :func:`truncate`.
+    """
+    _same_box(fine, coarse)
+    modes = Modes(coarse)
+    return modes.synthesise(modes.analyse(_check(u, coarse)), fine.shape)
+
+
+def _same_box(fine: Grid, coarse: Grid) -> None:
+    for a, b in zip(fine.axes, coarse.axes, strict=False):
+        same = (a.name, a.units) == (b.name, b.units) and math.isclose(a.length, b.length, rel_tol=1e-6)
+        if not same or abs(a.coordinates[0] - b.coordinates[0]) > 1e-6 * a.length:
+            raise ValueError(
+                f"found the grids ({fine}) and ({coarse}), wanted the same box with the same origin"
+            )
+    if fine.ndim != coarse.ndim or any(n < m for n, m in zip(fine.shape, coarse.shape, strict=True)):
+        raise ValueError(
+            f"found shapes {fine.shape} (fine) and {coarse.shape} (coarse), wanted fine >= coarse"
+        )
+
+
+def _check(u: Tensor, grid: Grid) -> Tensor:
+    if tuple(u.shape[-grid.ndim :]) != grid.shape:
+        raise ValueError(
+            f"found a field of shape {tuple(u.shape)}, wanted (…, *{grid.shape}) for the grid ({grid})"
+        )
+    return u
+
+
+def _components(v: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+    wanted = (grid.ndim, *grid.shape)
+    if tuple(v.shape[-grid.ndim - 1 :]) != wanted:
+        raise ValueError(
+            f"found a vector of shape {tuple(v.shape)}, wanted (…, *{wanted}) for the grid ({grid})"
+        )
+    return v.unbind(dim=-grid.ndim - 1)
