@@ -1,0 +1,122 @@
+"""Exact heads: the decoder's last layer, in closed form.
+
+A head maps a decoded field to the nearest one (in its own sense) that obeys a linear constraint to round-off, whatever
+the network did. Heads are applied in a fixed order, each chosen so that it keeps what the ones before it made true:
+
+    divergence_free   (u, v) on a periodic plane  ->  the curl of a stream function, with the operators of `physics`
+    positive          variables of kind "positive"  ->  softplus
+    mass              variables of kind "positive"  ->  rescaled to the carried area mean
+    mean              the other variables  ->  shifted to the carried area mean
+
+The carried quantities are area means of the encoded field, ``(B, C)``; a constraint that holds for the encoded field
+therefore holds for every state that a sampler derives from it. Shifting the mean keeps the divergence, rescaling
+keeps the sign, so the order above is consistent.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..datasets.spec import FieldSpec
+from ..physics.constraints import solenoidal, with_mass, with_mean
+
+__all__ = ["HEADS", "Heads", "suggest_heads"]
+
+HEADS = ("divergence_free", "positive", "mass", "mean")
+
+
+class Heads(nn.Module):
+    """The chosen heads, in their fixed order.
+
+    Raises ValueError where a head does not fit the spec: ``divergence_free`` needs two vector components on a grid that is
+    periodic in both directions; ``positive`` and ``mass`` need a variable of kind "positive".
+    """
+
+    def __init__(self, spec: FieldSpec, names: Sequence[str] = ()) -> None:
+        super().__init__()
+        unknown = sorted(set(names) - set(HEADS))
+        if unknown:
+            raise ValueError(f"unknown heads {', '.join(unknown)}; known: {', '.join(HEADS)}")
+        self.names = tuple(name for name in HEADS if name in names)
+        self.grid = spec.grid
+        self.positive = [i for i, v in enumerate(spec.variables) if v.kind == "positive"]
+        self.others = [i for i, v in enumerate(spec.variables) if v.kind != "positive"]
+        self.vector = velocity_channels(spec)
+        if {"positive", "mass"} & set(self.names) and not self.positive:
+            raise ValueError("heads 'positive' and 'mass' need a variable of kind 'positive'; declare it in the spec")
+        if "mass" in self.names and "positive" not in self.names:
+            raise ValueError("head 'mass' rescales, which needs 'positive' before it; name both")
+        if "divergence_free" in self.names and (self.vector is None or not all(spec.grid.periodic) or spec.grid.ndim != 2):
+            raise ValueError(
+                "head 'divergence_free' needs one velocity with a component along each of two periodic axes; found "
+                f"axes {spec.grid.names}, periodic {spec.grid.periodic}, vector components "
+                f"{[v.name for v in spec.variables if v.kind == 'vector']}"
+            )
+        weights = spec.mask_tensor() * spec.grid.area_weights()
+        weights = weights / weights.mean(dim=tuple(range(1, weights.ndim)), keepdim=True)
+        self.register_buffer("weights", weights, persistent=False)
+        # softplus is bent where the field is small against this scale, and linear above
+        scale = [(v.std or 1.0) * 0.05 for v in spec.variables]
+        self.register_buffer("scale", torch.tensor(scale).reshape(-1, *(1,) * spec.grid.ndim), persistent=False)
+
+    def carried(self, u: Tensor) -> Tensor:
+        """Area means of every variable, ``(B, C)`` float64, from ``u (B, C, *space)`` in physical units."""
+        space = tuple(range(2, u.ndim))
+        return (u.double() * self.weights).mean(dim=space)
+
+    def forward(self, u: Tensor, carried: Tensor) -> Tensor:
+        """``u (B, C, *space)`` and ``carried (B, C)``, both in physical units, to the constrained field."""
+        if "divergence_free" in self.names and self.vector is not None:
+            u = u.clone()
+            u[:, list(self.vector)] = solenoidal(u[:, list(self.vector)], self.grid)
+        if "positive" in self.names:
+            u = u.clone()
+            scale = self.scale[self.positive]
+            u[:, self.positive] = scale * F.softplus(u[:, self.positive] / scale)
+        if "mass" in self.names:
+            u = u.clone()
+            u[:, self.positive] = with_mass(u[:, self.positive], carried[:, self.positive], self.weights[self.positive])
+        if "mean" in self.names and self.others:
+            u = u.clone()
+            u[:, self.others] = with_mean(u[:, self.others], carried[:, self.others], self.weights[self.others])
+        return u
+
+
+def velocity_channels(spec: FieldSpec) -> tuple[int, int] | None:
+    """Channels of the one velocity, ordered (along the last axis, along the first), or None."""
+    names = spec.grid.names
+    if len(names) != 2:
+        return None
+    along = {v.component: i for i, v in enumerate(spec.variables) if v.kind == "vector"}
+    if len(along) != 2 or set(along) != set(names):
+        return None
+    return along[names[1]], along[names[0]]
+
+
+def suggest_heads(spec: FieldSpec, u: Tensor, tolerance: float = 1e-5) -> tuple[str, ...]:
+    """Heads that the data ``u (T, C, *space)``, consecutive frames, obeys by itself.
+
+    A mean is conserved if its drift over the frames is below ``tolerance`` of the variable's standard deviation; a velocity
+    is divergence-free if its divergent part is. What the data does not obey must not be imposed.
+    """
+    from ..physics.constraints import solenoidal as project
+
+    probe = Heads(spec)
+    means = probe.carried(u)
+    std = u.double().std(dim=(0, *range(2, u.ndim)))
+    conserved = ((means - means[0]).abs().amax(dim=0) <= tolerance * std).tolist()
+    heads = []
+    vector = probe.vector
+    if vector is not None and all(spec.grid.periodic):
+        v = u[:, list(vector)].double()
+        if (v - project(v, spec.grid)).square().mean().sqrt() <= 100 * tolerance * v.std():
+            heads.append("divergence_free")
+    if probe.positive:
+        heads.append("positive")
+        if all(conserved[i] for i in probe.positive):
+            heads.append("mass")
+    if probe.others and all(conserved[i] for i in probe.others):
+        heads.append("mean")
+    return tuple(heads)

@@ -1,0 +1,266 @@
+"""The dynamics on latents: one frame forward, in two speeds.
+
+With z the latents of the last frames and s the scale of one frame's change:
+
+    mean net        m(z) = z₀ + s M(z)                                   deterministic, trained through the decoder
+    quality         z₁ = m(z) + σ r,  r = sampler(x̂(·; z, m(z)), noise)   flow matching on the residual to the mean net
+    fast            z₁ = z₀ + s G(z, noise)                               one evaluation, tuned with CRPS through the decoder
+
+M, F (inside x̂) and G are three sets of weights of one `Backbone`; G starts from M. A rollout stays in latent space:
+nothing is decoded and re-encoded on the way. Noise always comes from outside, as a flat vector of `noise_size` numbers
+a member and frame, so that a member is a function of its own generator and of nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..autoencoder.error import DecoderError
+from ..autoencoder.model import Autoencoder, Latent
+from .backbone import Backbone, fourier_features
+from .denoiser import PreconditionedDenoiser
+from .sampler import SAMPLERS
+from .schedule import RectifiedFlow
+
+__all__ = ["Emulator", "Mode", "State"]
+
+Mode = Literal["mean", "quality", "fast"]
+TIME_FEATURES = 32
+
+
+@dataclass
+class State:
+    """``z (B, history, c, *latent)``, newest frame last, and the carried conserved quantities ``(B, C)``."""
+
+    z: Tensor
+    carried: Tensor
+
+    @property
+    def latent(self) -> Latent:
+        """The newest frame."""
+        return Latent(self.z[:, -1], self.carried)
+
+
+def bound(z: Tensor, limit: float) -> Tensor:
+    """z (1 + (z/limit)⁸)^(−1/8): the identity to 1 % below 0.7·limit, never beyond limit."""
+    return z * (1 + (z / limit) ** 8) ** -0.125
+
+
+class Emulator(nn.Module):
+    """Autoencoder, mean net, generator and fast net of one model.
+
+    Arguments:
+        autoencoder: trained, and frozen while the dynamics are trained.
+        history: context frames.
+        width, depth: of every backbone.
+        position: learned static maps (0: the dynamics are the same everywhere).
+        calendar: give the networks the phase of the year and day.
+        noise_maps, noise_vector: channels of the fast mode's noise on the latent grid, and numbers of its global noise.
+        sampler, sampling_steps: how the quality mode samples.
+        dropout: of the backbones, while training.
+    """
+
+    mean: Backbone | None
+    generator: Backbone | None
+    fast: Backbone | None
+    error: DecoderError | None
+    increment: Tensor
+    residual: Tensor
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        history: int = 1,
+        width: int = 96,
+        depth: int = 6,
+        position: int = 0,
+        calendar: bool = False,
+        noise_maps: int = 4,
+        noise_vector: int = 16,
+        sampler: str = "ab2",
+        sampling_steps: int = 8,
+        dropout: float = 0.0,
+        parts: tuple[str, ...] = ("mean", "generator", "fast"),
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.history = history
+        self.calendar = calendar
+        self.noise_maps, self.noise_vector = noise_maps, noise_vector
+        self.sampler, self.sampling_steps = sampler, sampling_steps
+        c, *latent = autoencoder.latent_shape
+        self.latent_shape = (c, *latent)
+        phase = 4 if calendar else 0
+        flags = autoencoder.network.grid.periodic
+
+        def net(maps: int, condition: int) -> Backbone:
+            return Backbone(maps, c, flags, width, depth, condition, latent, position, dropout)
+
+        self.mean = net(history * c, phase) if "mean" in parts else None
+        context = history * c + (c if self.mean is not None else 0)
+        self.generator = net(context + c, phase + TIME_FEATURES) if "generator" in parts else None
+        self.fast = net(history * c + noise_maps, phase + noise_vector) if "fast" in parts else None
+        self.error = DecoderError(autoencoder) if "error" in parts else None
+        ones = torch.ones(c, *(1,) * len(latent))
+        self.register_buffer("increment", ones.clone())
+        self.register_buffer("residual", ones.clone())
+        self.config: Mapping[str, Any] = {
+            "history": history, "width": width, "depth": depth, "position": position, "calendar": calendar,
+            "noise_maps": noise_maps, "noise_vector": noise_vector, "sampler": sampler,
+            "sampling_steps": sampling_steps, "dropout": dropout, "parts": list(parts),
+        }  # fmt: skip
+
+    # states
+
+    def encode(self, u: Tensor, phase: Tensor | None = None) -> State:
+        """``u (B, history, C, *space)`` in physical units, ``phase (B, history, 4)``, oldest frame first."""
+        batch, history = u.shape[:2]
+        if history != self.history:
+            raise ValueError(f"need {self.history} context frames, got {history}")
+        latent = self.autoencoder.encode(u.flatten(0, 1), None if phase is None else phase.flatten(0, 1))
+        z = latent.z.reshape(batch, history, *self.latent_shape)
+        return State(z, latent.carried.reshape(batch, history, -1)[:, -1])
+
+    def decode(self, state: State, phase: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Newest frame in physical units ``(B, C, *space)``; ``noise (B, decode_noise_size)`` adds the decoder's error."""
+        error = None
+        if noise is not None and self.error is not None:
+            error = self.error(state.latent.z, noise)
+        return self.autoencoder.decode(state.latent, phase, error)
+
+    def push(self, state: State, z: Tensor) -> State:
+        """The state one frame later, with ``z (B, c, *latent)`` as its newest frame."""
+        limit = self.autoencoder.network.bound
+        if limit is not None:
+            z = bound(z, limit)
+        return State(torch.cat([state.z[:, 1:], z[:, None]], dim=1), state.carried)
+
+    # one frame
+
+    def noise_size(self, mode: Mode) -> int:
+        """Standard normal numbers that one member needs for one frame forward."""
+        if mode == "mean":
+            return 0
+        if mode == "fast":
+            return self.noise_maps * prod(self.latent_shape[1:]) + self.noise_vector
+        return prod(self.latent_shape)
+
+    @property
+    def decode_noise_size(self) -> int:
+        """Standard normal numbers that one member needs for one decoded frame."""
+        return 0 if self.error is None else self.error.noise_size
+
+    def advance(self, state: State, noise: Tensor | None = None, phase: Tensor | None = None, mode: Mode = "fast") -> State:
+        """One frame forward.
+
+        Arguments:
+            state: of batch size B.
+            noise: ``(B, noise_size(mode))``, standard normal.
+            phase: ``(B, 4)``, phase of the year and day of the *newest* frame of ``state``.
+        """
+        context, condition = self.context(state), self.condition(phase)
+        if mode == "mean":
+            return self.push(state, self.predict_mean(state, context, condition))
+        if noise is None:
+            raise ValueError(f"mode {mode!r} needs noise of shape (batch, {self.noise_size(mode)})")
+        if mode == "fast":
+            return self.push(state, self.predict_fast(state, context, condition, noise))
+        start = self.predict_mean(state, context, condition) if self.mean is not None else state.z[:, -1]
+        x = noise.reshape(len(noise), *self.latent_shape)
+        sampler = SAMPLERS[self.sampler](self.denoiser(context, start, condition), self.sampling_steps)
+        return self.push(state, start + self.residual * sampler(x))
+
+    def context(self, state: State) -> Tensor:
+        """``(B, history·c, *latent)``."""
+        return state.z.flatten(1, 2)
+
+    def condition(self, phase: Tensor | None) -> Tensor | None:
+        """What the networks are told beside the maps."""
+        if not self.calendar:
+            return None
+        if phase is None:
+            raise ValueError("this model needs the phase of the year and day, (batch, 4)")
+        return phase
+
+    def predict_mean(self, state: State, context: Tensor, condition: Tensor | None) -> Tensor:
+        """The mean net's next frame."""
+        return state.z[:, -1] + self.increment * self._part("mean")(context, condition)
+
+    def predict_fast(self, state: State, context: Tensor, condition: Tensor | None, noise: Tensor) -> Tensor:
+        """The fast net's next frame, a sample."""
+        maps = noise[:, : noise.shape[1] - self.noise_vector].reshape(len(noise), self.noise_maps, *self.latent_shape[1:])
+        vector = noise[:, noise.shape[1] - self.noise_vector :]
+        c = vector if condition is None else torch.cat([condition, vector], dim=1)
+        return state.z[:, -1] + self.increment * self._part("fast")(torch.cat([context, maps], dim=1), c)
+
+    def denoiser(self, context: Tensor, start: Tensor, condition: Tensor | None) -> PreconditionedDenoiser:
+        """Denoiser of the unit-variance residual ``(z₁ − start)/σ``, given context frames and the mean net's answer."""
+        backbone = self._part("generator")
+        maps = context if self.mean is None else torch.cat([context, start], dim=1)
+
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
+            features = fourier_features(t, TIME_FEATURES)
+            c = features if condition is None else torch.cat([condition, features], dim=1)
+            out: Tensor = backbone(torch.cat([maps, x_t], dim=1), c)
+            return out
+
+        return PreconditionedDenoiser(network, RectifiedFlow())
+
+    def _part(self, name: str) -> Backbone:
+        part = getattr(self, name)
+        if part is None:
+            raise ValueError(f"this model has no {name!r} network; it was built with {self.config['parts']}")
+        return part
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that this model can run."""
+        found: list[Mode] = []
+        if self.fast is not None:
+            found.append("fast")
+        if self.generator is not None:
+            found.append("quality")
+        if self.mean is not None:
+            found.append("mean")
+        return tuple(found)
+
+    # before training
+
+    @torch.no_grad()
+    def measure_increment(self, states: State, following: State) -> None:
+        """Set the scale of one frame's change, per latent channel, from encoded pairs."""
+        change = following.z[:, -1] - states.z[:, -1]
+        self.increment.copy_(_rms(change))
+
+    @torch.no_grad()
+    def measure_residual(self, states: State, following: State, phase: Tensor | None) -> None:
+        """Set the scale of the residual that the generator models, per latent channel, from encoded pairs."""
+        start = states.z[:, -1]
+        if self.mean is not None:
+            start = self.predict_mean(states, self.context(states), self.condition(phase))
+        self.residual.copy_(_rms(following.z[:, -1] - start))
+
+    @torch.no_grad()
+    def start_fast(self) -> None:
+        """Start the fast net from the mean net: the same function, with weak noise inputs."""
+        source, target = self._part("mean").state_dict(), self._part("fast").state_dict()
+        for name, weight in source.items():
+            if weight.shape == target[name].shape:
+                target[name].copy_(weight)
+        stem, given = target["stem.conv.weight"], source["stem.conv.weight"]
+        known = self.history * self.latent_shape[0]
+        stem[:, :known] = given[:, :known]
+        stem[:, known : known + self.noise_maps] *= 0.1
+        stem[:, known + self.noise_maps :] = given[:, known:]
+        if self.calendar:
+            first, given = target["embed.0.weight"], source["embed.0.weight"]
+            first[:, : given.shape[1]] = given
+            first[:, given.shape[1] :] *= 0.1
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean(dim=(0, *range(2, x.ndim))).sqrt().clamp(min=1e-6).reshape(-1, *(1,) * (x.ndim - 2))

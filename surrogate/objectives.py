@@ -1,0 +1,172 @@
+"""What the networks are trained for: one function a stage, each from a batch of windows to a scalar.
+
+Windows are ``u (B, L, C, *space)`` in physical units with ``phase (B, L, 4)``. Every loss is taken on normalised fields,
+weighted by the area of the cells and restricted to valid ones, after the exact heads: that is where the user looks. Losses
+in the latent metric spend the network's capacity on directions that the decoder ignores; only the generator, whose
+target lives in the latent, is trained there, and then weighted by how much the decoder sees of each channel.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..autoencoder.model import Autoencoder, Latent
+from .denoiser import logit_normal
+from .emulator import Emulator, Mode, State
+
+__all__ = ["almost_fair_crps", "decoder_error_loss", "field_weights", "generator_loss", "reconstruction_loss", "rollout_loss"]
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def field_weights(autoencoder: Autoencoder) -> Tensor:
+    """Area weights times mask ``(C, *space)``, so that a plain mean of ``weights · square`` is the mean over valid cells."""
+    weights = autoencoder.heads.weights
+    return (weights / weights.mean()).float()
+
+
+def almost_fair_crps(members: Tensor, truth: Tensor, alpha: float = 0.95) -> Tensor:
+    """Almost fair CRPS, element by element (Lang et al. 2024, arXiv:2412.15832, eq. 4).
+
+        1/M Σ|xᵢ − y| − (1 − (1 − α)/M)/(2 M (M − 1)) ΣΣ|xᵢ − xⱼ|
+
+    Arguments:
+        members: ``(M, …)``, M ≥ 2.
+        truth: ``(…)``.
+        alpha: 1 is the fair CRPS, 0 the biased one. Slightly below 1 keeps a member from hiding behind another.
+    """
+    m = len(members)
+    if m < 2:
+        raise ValueError(f"the fair CRPS needs two members or more, got {m}")
+    skill = (members - truth).abs().mean(dim=0)
+    spread = (members[:, None] - members[None]).abs().sum(dim=(0, 1)) / (2 * m * (m - 1))
+    return skill - (1 - (1 - alpha) / m) * spread
+
+
+def reconstruction_loss(
+    autoencoder: Autoencoder, u: Tensor, phase: Tensor, noise: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Weighted mean square of D(E(u) + τ ε) − u with τ uniform in (0, noise): a decoder that is smooth around its codes."""
+    u, phase = u[:, 0], phase[:, 0]
+    latent = autoencoder.encode(u, phase)
+    level = noise * torch.rand(len(u), *(1,) * (latent.z.ndim - 1), generator=generator).to(u)
+    epsilon = torch.randn(latent.z.shape, generator=generator).to(u)
+    decoded = autoencoder.decode(Latent(latent.z + level * epsilon, latent.carried), phase)
+    error = autoencoder.normalise(decoded, phase) - autoencoder.normalise(u, phase)
+    return (field_weights(autoencoder) * error.square()).mean()
+
+
+def decoder_error_loss(emulator: Emulator, u: Tensor, phase: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fair CRPS of two draws of the decoder-error model against the field that was compressed."""
+    if emulator.error is None:
+        raise ValueError("this model has no decoder-error model")
+    autoencoder = emulator.autoencoder
+    u, phase = u[:, 0], phase[:, 0]
+    with torch.no_grad():
+        latent = autoencoder.encode(u, phase)
+    members = []
+    for _ in range(2):
+        noise = torch.randn(len(u), emulator.error.noise_size, generator=generator).to(u)
+        members.append(autoencoder.normalise(autoencoder.decode(latent, phase, emulator.error(latent.z, noise)), phase))
+    truth = autoencoder.normalise(u, phase)
+    return (field_weights(autoencoder) * almost_fair_crps(torch.stack(members), truth, alpha=1.0)).mean()
+
+
+def rollout_loss(
+    emulator: Emulator,
+    u: Tensor,
+    phase: Tensor,
+    mode: Mode,
+    members: int = 1,
+    scales: int = 1,
+    alpha: float = 0.95,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Unrolled through the decoder over ``L − history`` frames.
+
+    One member (the mean net): weighted mean square error. Two or more (the fast net): almost fair CRPS, averaged over fields
+    pooled over blocks of 1, 2, 4, … cells (``scales`` of them), so that members must be coherent and not only
+    right in every cell.
+    """
+    autoencoder, history = emulator.autoencoder, emulator.history
+    batch, length = u.shape[:2]
+    with torch.no_grad():
+        state = emulator.encode(u[:, :history], phase[:, :history])
+    if members > 1:
+        state = State(_repeat(state.z, members), _repeat(state.carried, members))
+    weights = field_weights(autoencoder)
+    size = emulator.noise_size(mode)
+    total = u.new_zeros(())
+    for k in range(history, length):
+        noise = torch.randn(batch * members, size, generator=generator).to(u) if size else None
+        state = emulator.advance(state, noise, _repeat(phase[:, k - 1], members), mode)
+        target = _repeat(phase[:, k], members)
+        field = autoencoder.normalise(emulator.decode(state, target), target)
+        truth = autoencoder.normalise(u[:, k], phase[:, k])
+        if members == 1:
+            total = total + (weights * (field - truth).square()).mean()
+            continue
+        for fields, truths, weight in zip(
+            pyramid(field, weights, scales), pyramid(truth, weights, scales), [weights, *[1.0] * (scales - 1)], strict=True
+        ):
+            score = almost_fair_crps(fields.reshape(members, batch, *fields.shape[1:]), truths, alpha)
+            total = total + (weight * score).mean() / scales
+    return total / (length - history)
+
+
+def generator_loss(
+    emulator: Emulator, u: Tensor, phase: Tensor, weight: Tensor, context_noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Flow matching of the next frame's residual to the mean net; ``weight (c, 1, …)`` is what the decoder sees of a channel.
+
+    Context frames get a little noise, as they will have in a rollout.
+    """  # fmt: skip
+    history = emulator.history
+    with torch.no_grad():
+        state = emulator.encode(u[:, :history], phase[:, :history])
+        following = emulator.autoencoder.encode(u[:, history], phase[:, history]).z
+        if context_noise:
+            level = context_noise * torch.rand(len(u), *(1,) * (state.z.ndim - 1), generator=generator).to(u)
+            state = State(state.z + level * torch.randn(state.z.shape, generator=generator).to(u), state.carried)
+        context, condition = emulator.context(state), emulator.condition(phase[:, history - 1])
+        start = state.z[:, -1]
+        if emulator.mean is not None:
+            start = emulator.predict_mean(state, context, condition)
+        target = (following - start) / emulator.residual
+    t = logit_normal(len(u), generator).to(u)
+    epsilon = torch.randn(target.shape, generator=generator).to(u)
+    return emulator.denoiser(context, start, condition).loss(target, t, epsilon, weight)
+
+
+@torch.no_grad()
+def decoder_sensitivity(autoencoder: Autoencoder, latent: Latent, scale: Tensor, probes: int = 4) -> Tensor:
+    """Mean square change of the normalised field for a change of one ``scale`` in each latent channel, ``(c, 1, …)``, mean 1."""
+    base = autoencoder.network.decode(latent.z)
+    found = []
+    for channel in range(latent.z.shape[1]):
+        change = torch.zeros_like(latent.z)
+        response = latent.z.new_zeros(())
+        for _ in range(probes):
+            change[:, channel] = 0.1 * scale[channel] * torch.randn_like(latent.z[:, channel])
+            response = response + (autoencoder.network.decode(latent.z + change) - base).square().mean()
+        found.append(response)
+    seen = torch.stack(found)
+    return (seen / seen.mean()).reshape(-1, *(1,) * (latent.z.ndim - 2))
+
+
+def pyramid(x: Tensor, weights: Tensor, scales: int) -> list[Tensor]:
+    """``x (B, C, *space)`` itself, then its weighted means over blocks of 2, 4, … cells along every axis, ``scales`` fields in all."""
+    pool = F.avg_pool1d if x.ndim == 3 else F.avg_pool2d
+    fields, pooled = [x], x * weights
+    for _ in range(scales - 1):
+        pooled = pool(pooled, 2, ceil_mode=True, count_include_pad=False)
+        fields.append(pooled)
+    return fields
+
+
+def _repeat(x: Tensor, members: int) -> Tensor:
+    """``(B, …) -> (members·B, …)``, member-major."""
+    return x if members == 1 else x.repeat(members, *(1,) * (x.ndim - 1))

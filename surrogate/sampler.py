@@ -1,0 +1,110 @@
+"""Samplers: deterministic integration of the probability-flow ODE from noise (t = 1) to data (t = 0).
+
+With x̂ the denoiser's estimate and λ = α/σ, the flow is exactly linear between two evaluations (Song et al. 2020,
+arXiv:2010.02502; Lu et al. 2022, arXiv:2206.00927):
+
+    d(xₜ/σₜ) = x̂(xₜ, t) dλₜ     ⇒     xₛ/σₛ = xₜ/σₜ + ∫ x̂ dλ .
+
+A sampler is a rule for that integral. `Euler` takes x̂ at the left end (this is DDIM), `Heun` averages both ends,
+`AdamsBashforth` extrapolates x̂ from earlier steps at no further cost (multi-step DPM/AB). All end with x̂ itself,
+since σ₀ = 0.
+
+The step ``step(x_t, t, s)`` is the whole of a sampler; the loop is the same for all.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, expand
+
+__all__ = ["SAMPLERS", "AdamsBashforth", "Euler", "Heun", "Sampler"]
+
+
+class Sampler(ABC):
+    """Integrates the flow of ``denoiser`` through ``steps`` intervals.
+
+    Arguments:
+        denoiser: the posterior mean and its schedule.
+        steps: number of intervals; an interval costs one evaluation of the denoiser (`Heun`: two, but for the last).
+        rho: the times are ((1 − i/steps)^rho), denser towards the data for rho > 1.
+    """
+
+    def __init__(self, denoiser: Denoiser, steps: int, rho: float = 1.0) -> None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.denoiser, self.steps, self.rho = denoiser, steps, rho
+
+    @property
+    def times(self) -> Tensor:
+        """``(steps + 1,)``, from 1 to 0."""
+        return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64) ** self.rho
+
+    def __call__(self, noise: Tensor) -> Tensor:
+        """Turn standard normal ``noise (B, *)`` into samples of the same shape."""
+        times = self.times.to(noise.device, noise.dtype)
+        x_t = self.denoiser.schedule.sigma(times[:1]) * noise
+        self.start()
+        for t, s in zip(times[:-1], times[1:], strict=True):
+            x_t = self.step(x_t, t.expand(len(noise)), s.expand(len(noise)))
+        return x_t
+
+    def start(self) -> None:  # noqa: B027 - only multi-step rules remember anything
+        """Forget the previous sample."""
+
+    @abstractmethod
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """From time ``t (B,)`` to the earlier-noise time ``s (B,)``."""
+
+    def flow(self, x_t: Tensor, x_hat: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Exact solution from ``t`` to ``s`` for a constant estimate ``x_hat``: xₛ = (σₛ/σₜ) xₜ + (αₛ − αₜ σₛ/σₜ) x̂."""
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.denoiser.schedule(t), self.denoiser.schedule(s)
+        ratio = expand(sigma_s / sigma_t, x_t)
+        return ratio * x_t + (expand(alpha_s, x_t) - expand(alpha_t, x_t) * ratio) * x_hat
+
+
+class Euler(Sampler):
+    """First order: x̂ at the start of the interval."""
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.flow(x_t, self.denoiser(x_t, t), t, s)
+
+
+class Heun(Sampler):
+    """Second order: the mean of x̂ at both ends; the last interval, which ends at σ = 0, is an Euler step."""
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        first = self.denoiser(x_t, t)
+        x_s = self.flow(x_t, first, t, s)
+        if bool((self.denoiser.schedule.sigma(s) <= 0).all()):
+            return x_s
+        return self.flow(x_t, 0.5 * (first + self.denoiser(x_s, s)), t, s)
+
+
+class AdamsBashforth(Sampler):
+    """Multi-step of order 2: x̂ is extrapolated linearly in λ = α/σ over the interval, from this and the previous step.
+
+    One evaluation an interval; the first is an Euler step, and so is the last, where λ is infinite.
+    """
+
+    def start(self) -> None:
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def _snr(self, t: Tensor) -> Tensor:
+        alpha, sigma = self.denoiser.schedule(t)
+        return alpha / sigma
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        x_hat = self.denoiser(x_t, t)
+        estimate = x_hat
+        if self._last is not None and bool((self.denoiser.schedule.sigma(s) > 0).all()):
+            t_last, x_last = self._last
+            # ∫ of the line through (λ_last, x_last) and (λ_t, x̂) over [λ_t, λ_s], divided by its length
+            weight = 0.5 * (self._snr(s) - self._snr(t)) / (self._snr(t) - self._snr(t_last))
+            estimate = x_hat + expand(weight, x_t) * (x_hat - x_last)
+        self._last = (t, x_hat)
+        return self.flow(x_t, estimate, t, s)
+
+
+SAMPLERS: dict[str, type[Sampler]] = {"euler": Euler, "heun": Heun, "ab2": AdamsBashforth}
