@@ -71,9 +71,9 @@ bench-%: setup  ## run benchmarks/NAME.py, which writes benchmarks/results/NAME.
 results: setup  ## render docs/results.md from benchmarks/results/*.json, and nothing else
 	$(PY) benchmarks/tables.py
 
-clean:  ## remove caches and outputs; keeps .venv and benchmarks/results
+# What took long to compute stays: runs, data, benchmarks/work.
+clean:  ## remove caches and the demo's output; keeps .venv, runs, data and all results
 	rm -rf build dist demo outputs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -rf benchmarks/work
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv
