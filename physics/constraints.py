@@ -55,9 +55,7 @@ def with_mass(u: Tensor, mass: Tensor | float, weights: Tensor, scale: float = 1
     """
     wanted = torch.as_tensor(mass, dtype=torch.float64, device=u.device)
     if not scale > 0 or not bool((wanted > 0).all()):
-        raise ValueError(
-            f"with_mass: found scale={scale} and a least mass of {wanted.min():g}, wanted both positive"
-        )
+        raise ValueError(f"with_mass: found scale={scale} and a least mass of {wanted.min():g}, wanted both positive")
     p = scale * F.softplus(u.to(torch.float64) / scale)
     out = p * _expand(wanted / weighted_mean(p, weights), weights)
     return out.to(u.dtype).clamp_min(torch.finfo(u.dtype).tiny)  # float32 may round a tiny value to nought
@@ -103,9 +101,7 @@ def masked(u: Tensor, mask: Tensor, fill: Tensor | float = 0.0) -> Tensor:
 def _weights(u: Tensor, weights: Tensor) -> Tensor:
     d = weights.ndim
     if d == 0 or tuple(u.shape[-d:]) != tuple(weights.shape):
-        raise ValueError(
-            f"found a field of shape {tuple(u.shape)}, wanted (…, *{tuple(weights.shape)}), the weights'"
-        )
+        raise ValueError(f"found a field of shape {tuple(u.shape)}, wanted (…, *{tuple(weights.shape)}), the weights'")
     return weights.to(u.device, torch.float64)
 
 

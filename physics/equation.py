@@ -118,8 +118,8 @@ class Equation(ABC):
         wanted = (len(self.variables), *self.grid.shape)
         if tuple(u.shape[-len(wanted) :]) != wanted:
             raise ValueError(
-                f"{self.name}: found a state of shape {tuple(u.shape)}, wanted (…, {', '.join(map(str, wanted))}) for "
-                f"the variables {self.variables} on a grid of shape {self.grid.shape}"
+                f"{self.name}: found a state of shape {tuple(u.shape)}, wanted (…, {', '.join(map(str, wanted))}) "
+                f"for the variables {self.variables} on a grid of shape {self.grid.shape}"
             )
         if u.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{self.name}: found a state of type {u.dtype}, wanted float32 or float64")
@@ -140,9 +140,7 @@ def register(name: str) -> Callable[[E], E]:
 
     def enter(cls: E) -> E:
         if REGISTRY.get(name, cls).__qualname__ != cls.__qualname__:
-            raise ValueError(
-                f"equation {name!r}: found {REGISTRY[name]} registered already, wanted a free name"
-            )
+            raise ValueError(f"equation {name!r}: found {REGISTRY[name]} registered already, wanted a free name")
         cls.name = name
         REGISTRY[name] = cls
         return cls

@@ -72,7 +72,7 @@ class Galerkin(Equation):
         return self.modes.synthesise(w)
 
     def constant(self, name: str, w: Tensor) -> Tensor:
-        """An attribute on the device of w and in its precision (cached: a conversion costs as much as a product)."""
+        """An attribute on the device of w and in its precision; cached, since converting costs as much as using."""
         key = (name, w.dtype, w.device)
         if key not in self._cast:
             value: Tensor = getattr(self, name)

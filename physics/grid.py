@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -28,9 +29,7 @@ LATITUDE_UNITS = frozenset(
 LONGITUDE_UNITS = frozenset(
     {"degrees_east", "degree_east", "degree_E", "degrees_E", "degreeE", "degreesE"},
 )
-REGULAR = (
-    1e-3  # an axis is regular if every gap is this close, relatively, to the mean gap (fp32 files round)
-)
+REGULAR = 1e-3  # an axis is regular if every gap is this close, relatively, to the mean gap (fp32 files round)
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,18 @@ class Axis:
                 )
         if self.periodic and self.size > 1 and not self.regular:
             raise ValueError(
-                f"axis {self.name!r}: found gaps from {min(self._gaps):g} to {max(self._gaps):g} {self.units}, "
+                f"axis {self.name!r}: found gaps from {self._gap_range}, "
                 "wanted an evenly spaced periodic axis (interpolate, or set periodic=False)"
             )
 
     @cached_property
     def _gaps(self) -> tuple[float, ...]:
         x = self.coordinates
-        return tuple(b - a for a, b in zip(x[:-1], x[1:], strict=True))
+        return tuple(b - a for a, b in pairwise(x))
+
+    @property
+    def _gap_range(self) -> str:
+        return f"{min(self._gaps):g} to {max(self._gaps):g} {self.units}"
 
     @property
     def size(self) -> int:
@@ -97,12 +100,10 @@ class Axis:
     def spacing(self) -> float:
         """Mean gap between neighbours, in ``units``. Raises ValueError where the axis has no one spacing."""
         if self.size < 2:
-            raise ValueError(
-                f"axis {self.name!r}: found a single node, wanted at least two to have a spacing"
-            )
+            raise ValueError(f"axis {self.name!r}: found a single node, wanted at least two to have a spacing")
         if not self.regular:
             raise ValueError(
-                f"axis {self.name!r}: found gaps from {min(self._gaps):g} to {max(self._gaps):g} {self.units}, "
+                f"axis {self.name!r}: found gaps from {self._gap_range}, "
                 "wanted an evenly spaced axis (use `widths` instead)"
             )
         return (self.coordinates[-1] - self.coordinates[0]) / (self.size - 1)
@@ -115,7 +116,7 @@ class Axis:
         if self.regular:
             return (self.spacing,) * self.size
         g = self._gaps
-        return (g[0], *((a + b) / 2 for a, b in zip(g[:-1], g[1:], strict=True)), g[-1])
+        return (g[0], *((a + b) / 2 for a, b in pairwise(g)), g[-1])
 
     @property
     def length(self) -> float:
@@ -244,8 +245,8 @@ class Grid:
         lengths = tuple(length) if isinstance(length, Sequence) else (float(length),) * len(names)
         if not len(sizes) == len(lengths) == len(names):
             raise ValueError(
-                f"periodic box: found {len(sizes)} sizes and {len(lengths)} lengths, wanted one for each of the "
-                f"axes {tuple(names)}"
+                f"periodic box: found {len(sizes)} sizes and {len(lengths)} lengths, wanted one for each "
+                f"of the axes {tuple(names)}"
             )
         return Grid(
             tuple(
@@ -257,8 +258,7 @@ class Grid:
     def __str__(self) -> str:
         def show(a: Axis) -> str:
             ends = "periodic" if a.periodic else "bounded"
-            return (
-                f"{a.name}: {a.size} nodes, {a.coordinates[0]:g} to {a.coordinates[-1]:g} {a.units}, {ends}"
-            )
+            return f"{a.name}: {a.size} nodes, {a.coordinates[0]:g} to {a.coordinates[-1]:g} {a.units},
+            {ends}"
 
         return "; ".join(show(a) for a in self.axes)

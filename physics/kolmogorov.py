@@ -77,8 +77,8 @@ class Kolmogorov(Galerkin):
         most = self.modes.keep[0]
         if wavenumber != int(wavenumber) or not 1 <= wavenumber <= most:
             raise ValueError(
-                f"kolmogorov: found wavenumber={wavenumber}, wanted a whole number from 1 to {most}, the largest mode "
-                "kept along y"
+                f"kolmogorov: found wavenumber={wavenumber}, wanted a whole number from 1 to {most}, the "
+                "largest mode kept along y"
             )
         kf = 2 * math.pi * wavenumber / grid.length[0]
         self.speed = 10 * math.sqrt(abs(forcing) / kf) if speed is None else float(speed)
@@ -123,9 +123,7 @@ class Kolmogorov(Galerkin):
         """Velocity (…, 2, y, x) -> vorticity ∂v/∂x − ∂u/∂y as (…, 1, y, x), in s-1."""
         wanted = (2, *self.grid.shape)
         if tuple(velocity.shape[-3:]) != wanted:
-            raise ValueError(
-                f"kolmogorov: found a velocity of shape {tuple(velocity.shape)}, wanted (…, {wanted})"
-            )
+            raise ValueError(f"kolmogorov: found a velocity of shape {tuple(velocity.shape)}, wanted (…, {wanted})")
         u, v = self.modes.analyse(velocity).unbind(dim=-3)
         w = 1j * (self.kx.to(velocity) * v - self.ky.to(velocity) * u)
         return self.modes.synthesise(w)[..., None, :, :]

@@ -53,14 +53,9 @@ class Modes:
         if not all(grid.periodic) or grid.ndim > 2:
             raise ValueError(f"modes: found the grid ({grid}), wanted one or two periodic axes")
         most = tuple((n - 1) // 2 for n in grid.shape)
-        if keep is None:
-            kept = most
-        else:
-            kept = (keep,) * grid.ndim if isinstance(keep, int) else tuple(keep)
+        kept = (keep,) * grid.ndim if isinstance(keep, int) else tuple(most if keep is None else keep)
         if len(kept) != grid.ndim or any(not 0 <= k <= m for k, m in zip(kept, most, strict=False)):
-            raise ValueError(
-                f"modes: found keep={keep}, wanted at most {most} for a grid of shape {grid.shape}"
-            )
+            raise ValueError(f"modes: found keep={keep}, wanted at most {most} for a grid of shape {grid.shape}")
         self.grid = grid
         self.keep = kept
         self.lengths = grid.length
@@ -82,7 +77,7 @@ class Modes:
         Modes that are not kept are dropped; n must hold the kept ones.
         """
         K = self.keep
-        v = torch.fft.rfft(u, dim=-1, norm="forward")[..., : K[-1] + 1]
+        v: Tensor = torch.fft.rfft(u, dim=-1, norm="forward")[..., : K[-1] + 1]
         if len(K) == 2:
             v = torch.fft.fft(v, dim=-2, norm="forward")
             v = torch.cat((v[..., : K[0] + 1, :], v[..., v.shape[-2] - K[0] :, :]), dim=-2)
@@ -96,7 +91,8 @@ class Modes:
             gap = v.new_zeros(*v.shape[:-2], n[0] - 2 * K[0] - 1, v.shape[-1])
             v = torch.cat((v[..., : K[0] + 1, :], gap, v[..., K[0] + 1 :, :]), dim=-2)
             v = torch.fft.ifft(v, dim=-2, norm="forward")
-        return torch.fft.irfft(v, n=n[-1], dim=-1, norm="forward")
+        u: Tensor = torch.fft.irfft(v, n=n[-1], dim=-1, norm="forward")
+        return u
 
 
 @lru_cache(maxsize=64)

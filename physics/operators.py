@@ -51,8 +51,8 @@ def difference_matrix(axis: Axis, order: int, accuracy: int) -> Tensor:
     inner = wide - 1 + order % 2  # a centred formula on even spacing gains an order from symmetry
     if n < wide:
         raise ValueError(
-            f"axis {axis.name!r}: found {n} nodes, wanted at least {wide} for a derivative of order {order} with accuracy "
-            f"{accuracy}"
+            f"axis {axis.name!r}: found {n} nodes, wanted at least {wide} for a derivative of order {order} "
+            f"with accuracy {accuracy}"
         )
     x = axis.coordinates
     D = torch.zeros(n, n, dtype=torch.float64)
@@ -70,9 +70,7 @@ def difference_matrix(axis: Axis, order: int, accuracy: int) -> Tensor:
         if start < 0 or start + size > n:
             m = wide
             start = min(max(start, 0), n - m)
-        D[i, start : start + m] = torch.tensor(
-            weights(x[start : start + m], x[i], order), dtype=torch.float64
-        )
+        D[i, start : start + m] = torch.tensor(weights(x[start : start + m], x[i], order), dtype=torch.float64)
     return D
 
 
@@ -93,9 +91,7 @@ def derivative(u: Tensor, grid: Grid, name: str, order: int = 1, accuracy: int |
     i = grid.index(name)
     axis = grid.axes[i]
     if axis.kind != "cartesian":
-        raise ValueError(
-            f"axis {name!r}: found units {axis.units!r}, wanted a Cartesian axis in units of length"
-        )
+        raise ValueError(f"axis {name!r}: found units {axis.units!r}, wanted a Cartesian axis in units of length")
     dim = i - grid.ndim
     if axis.periodic and accuracy is None:
         v = torch.fft.rfft(u, dim=dim)
@@ -114,18 +110,14 @@ def derivative(u: Tensor, grid: Grid, name: str, order: int = 1, accuracy: int |
 
 def grad(u: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
     """∇u: field (…, *space) -> vector (…, d, *space)."""
-    return torch.stack(
-        [derivative(u, grid, name, 1, accuracy) for name in reversed(grid.names)], dim=-grid.ndim - 1
-    )
+    return torch.stack([derivative(u, grid, name, 1, accuracy) for name in reversed(grid.names)], dim=-grid.ndim - 1)
 
 
 def div(v: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
     """∇·v: vector (…, d, *space) -> field (…, *space)."""
     parts = _components(v, grid)
     names = reversed(grid.names)
-    return torch.stack([derivative(c, grid, n, 1, accuracy) for c, n in zip(parts, names, strict=True)]).sum(
-        0
-    )
+    return torch.stack([derivative(c, grid, n, 1, accuracy) for c, n in zip(parts, names, strict=True)]).sum(0)
 
 
 def curl(v: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
@@ -196,27 +188,19 @@ def _same_box(fine: Grid, coarse: Grid) -> None:
     for a, b in zip(fine.axes, coarse.axes, strict=False):
         same = (a.name, a.units) == (b.name, b.units) and math.isclose(a.length, b.length, rel_tol=1e-6)
         if not same or abs(a.coordinates[0] - b.coordinates[0]) > 1e-6 * a.length:
-            raise ValueError(
-                f"found the grids ({fine}) and ({coarse}), wanted the same box with the same origin"
-            )
+            raise ValueError(f"found the grids ({fine}) and ({coarse}), wanted the same box with the same origin")
     if fine.ndim != coarse.ndim or any(n < m for n, m in zip(fine.shape, coarse.shape, strict=True)):
-        raise ValueError(
-            f"found shapes {fine.shape} (fine) and {coarse.shape} (coarse), wanted fine >= coarse"
-        )
+        raise ValueError(f"found shapes {fine.shape} (fine) and {coarse.shape} (coarse), wanted fine >= coarse")
 
 
 def _check(u: Tensor, grid: Grid) -> Tensor:
     if tuple(u.shape[-grid.ndim :]) != grid.shape:
-        raise ValueError(
-            f"found a field of shape {tuple(u.shape)}, wanted (…, *{grid.shape}) for the grid ({grid})"
-        )
+        raise ValueError(f"found a field of shape {tuple(u.shape)}, wanted (…, *{grid.shape}) for the grid ({grid})")
     return u
 
 
 def _components(v: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     wanted = (grid.ndim, *grid.shape)
     if tuple(v.shape[-grid.ndim - 1 :]) != wanted:
-        raise ValueError(
-            f"found a vector of shape {tuple(v.shape)}, wanted (…, *{wanted}) for the grid ({grid})"
-        )
+        raise ValueError(f"found a vector of shape {tuple(v.shape)}, wanted (…, *{wanted}) for the grid ({grid})")
     return v.unbind(dim=-grid.ndim - 1)

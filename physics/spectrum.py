@@ -54,18 +54,14 @@ def power_spectrum(u: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """
     d = grid.ndim
     if tuple(u.shape[-d:]) != grid.shape:
-        raise ValueError(
-            f"found a field of shape {tuple(u.shape)}, wanted (…, *{grid.shape}) for the grid ({grid})"
-        )
+        raise ValueError(f"found a field of shape {tuple(u.shape)}, wanted (…, *{grid.shape}) for the grid ({grid})")
     u = u.to(torch.float64)
     for j, periodic in enumerate(grid.periodic):
         if not periodic:  # half-sample reflection: the DCT-II as a Fourier series of twice the length
             u = torch.cat((u, u.flip(j - d)), dim=j - d)
     power = torch.fft.rfftn(u, dim=tuple(range(-d, 0)), norm="forward").abs() ** 2
     n = u.shape[-1]
-    twice = torch.full(
-        (n // 2 + 1,), 2.0, dtype=torch.float64, device=u.device
-    )  # modes stored without their partner
+    twice = torch.full((n // 2 + 1,), 2.0, dtype=torch.float64, device=u.device)  # modes stored without their partner
     twice[0] = 1
     if n % 2 == 0:
         twice[-1] = 1

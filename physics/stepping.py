@@ -29,9 +29,7 @@ class ETDRK4:
         points: Number of nodes of the contour integrals; 32 reach round-off.
     """
 
-    def __init__(
-        self, linear: Tensor, dt: float, dtype: torch.dtype = torch.float64, points: int = 32
-    ) -> None:
+    def __init__(self, linear: Tensor, dt: float, dtype: torch.dtype = torch.float64, points: int = 32) -> None:
         h = dt * linear.to(torch.float64)
         theta = math.pi * (torch.arange(points, dtype=torch.float64, device=h.device) + 0.5) / points
         z = h[..., None] + torch.polar(torch.ones_like(theta), theta)  # upper half circle: L is real
@@ -47,8 +45,7 @@ class ETDRK4:
         # Amplitudes are combined through their real view (twice as fast as complex arithmetic): each real
         # coefficient stands twice, once for the real and once for the imaginary part.
         self.E, self.E2, self.Q, self.f1, self.f2, self.f3 = (
-            c.to(dtype)[..., None].expand(*c.shape, 2).contiguous()
-            for c in (h.exp(), (h / 2).exp(), Q, f1, 2 * f2, f3)
+            c.to(dtype)[..., None].expand(*c.shape, 2).contiguous() for c in (h.exp(), (h / 2).exp(), Q, f1, 2 * f2, f3)
         )
 
     def __call__(self, v: Tensor, N: Function) -> Tensor:
