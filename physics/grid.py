@@ -257,8 +257,7 @@ class Grid:
 
     def __str__(self) -> str:
         def show(a: Axis) -> str:
-            ends = "periodic" if a.periodic else "bounded"
-            return f"{a.name}: {a.size} nodes, {a.coordinates[0]:g} to {a.coordinates[-1]:g} {a.units},
-            {ends}"
+            ends = f"{a.coordinates[0]:g} to {a.coordinates[-1]:g} {a.units}"
+            return f"{a.name}: {a.size} nodes, {ends}, {'periodic' if a.periodic else 'bounded'}"
 
         return "; ".join(show(a) for a in self.axes)

@@ -40,14 +40,21 @@ class ShallowWater(Galerkin):
     The defaults are those of a tank: a box of 2π m with 10 cm of water, waves of 1 m s-1 and a deformation
     radius √(gH)/f of 0.33 m.
 
+    Measured at 64² with the defaults from the end of the spin-up, frames 0.5 s apart: an rms Rossby number
+    ζ/f of 0.1, largest velocity 0.25 m s-1, depths from 7.8 cm up. The one-dimensional power spectra at mode
+    number 31 lie 4.6 (velocity) and 6.7 decades (depth) below their maximum, and deeper later. An unchanged
+    field is off by 0.23, 0.54 and 0.85 standard deviations of velocity after 1, 20 and 40 frames. Nothing
+    forces the flow: it loses a quarter of its energy in 30 s.
+
     Args:
         grid: Doubly periodic grid with axes (y, x), in m.
         gravity: g, m s-2.
         coriolis: f, s-1.
         mean_depth: H, m; of the initial states and of the waves that limit the time step.
         viscosity: ν, m2 s-1.
-        speed: Rms velocity of the initial eddies, m s-1. The time step assumes no velocity above eight times
-        this. modes: Largest kept mode number; None keeps all the grid holds (see :class:`Galerkin`).
+        speed: Rms velocity of the initial eddies, m s-1. The time step assumes no velocity above five times
+            this.
+        modes: Largest kept mode number; None keeps all the grid holds (see :class:`Galerkin`).
     """
 
     variables = ("u", "v", "h")
@@ -64,9 +71,9 @@ class ShallowWater(Galerkin):
         speed: float = 0.12,
         modes: int | Sequence[int] | None = None,
     ) -> None:
-        super().__init__(grid, modes, gravity=gravity, coriolis=coriolis, mean_depth=mean_depth,
-        viscosity=viscosity) for name, value in (("gravity", gravity), ("mean_depth", mean_depth), ("speed",
-            speed)): if not value > 0:
+        super().__init__(grid, modes, gravity=gravity, coriolis=coriolis, mean_depth=mean_depth, viscosity=viscosity)
+        for name, value in (("gravity", gravity), ("mean_depth", mean_depth), ("speed", speed)):
+            if not value > 0:
                 raise ValueError(f"shallow_water: found {name}={value}, wanted a positive number")
         if viscosity < 0:
             raise ValueError(f"shallow_water: found viscosity={viscosity}, wanted 0 or more")
@@ -78,7 +85,7 @@ class ShallowWater(Galerkin):
     @property
     def dt(self) -> float:
         # The fastest wave runs along the diagonal of the spectral box, the fastest flow along an axis.
-        signal = math.sqrt(2) * self.wave_speed + 8 * self.speed
+        signal = math.sqrt(2) * self.wave_speed + 5 * self.speed
         return min(CFL / (self.kmax * signal), 1 / max(abs(self.parameters["coriolis"]), 1e-300))
 
     @property
