@@ -91,9 +91,7 @@ class StorePlan:
                 raise ValueError(f"{name!r}: found dtype {v.dtype}, wanted numbers or booleans")
             in_chunk = [chunks.get(d, shards.get(d, sizes[d])) for d in dims]
             in_chunk = [c if d in shards else min(c, sizes[d]) for d, c in zip(dims, in_chunk, strict=True)]
-            in_shard = [
-                shards.get(d, math.ceil(sizes[d] / c) * c) for d, c in zip(dims, in_chunk, strict=True)
-            ]
+            in_shard = [shards.get(d, math.ceil(sizes[d] / c) * c) for d, c in zip(dims, in_chunk, strict=True)]
             variables[str(name)] = {
                 "dims": dims,
                 "shape": [sizes[d] for d in dims],

@@ -242,8 +242,7 @@ class ShardedWriter:
             dims, value = v["dims"], values[name]
             array = np.asarray(value.transpose(*dims) if isinstance(value, xr.DataArray) else value)
             shape = tuple(
-                last[d].stop - first[d].start if d in first else n
-                for d, n in zip(dims, v["shape"], strict=True)
+                last[d].stop - first[d].start if d in first else n for d, n in zip(dims, v["shape"], strict=True)
             )
             if array.shape != shape:
                 raise ValueError(f"{name!r}: found shape {array.shape}, wanted {shape} over {tuple(dims)}")
@@ -348,9 +347,7 @@ def _write_metadata(path: Path, template: xr.Dataset, plan: StorePlan, extra: di
         lazy[name] = template[name].copy(data=da.zeros(v["shape"], dtype=v["dtype"], chunks=pieces))
         lazy[name].encoding = {}
         encoding[name] = {"chunks": tuple(v["chunks"]), "shards": tuple(v["shards"]), **extra}
-        if (
-            np.dtype(v["dtype"]).kind == "f"
-        ):  # zarr v3 would take 0: a block not yet written must not look like data
+        if np.dtype(v["dtype"]).kind == "f":  # zarr v3 would take 0: a block not yet written must not look like data
             encoding[name]["fill_value"] = np.nan
     with _quiet():
         lazy.to_zarr(path, mode="w-", compute=False, encoding=encoding, zarr_format=3, consolidated=False)

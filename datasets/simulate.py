@@ -132,9 +132,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _work(
-    run: _Run, writers: Sequence[ShardedWriter], blocks: Sequence[Block], bar: tqdm[Any] | None = None
-) -> int:
+def _work(run: _Run, writers: Sequence[ShardedWriter], blocks: Sequence[Block], bar: tqdm[Any] | None = None) -> int:
     """Computes the trajectories of some blocks together and writes them block by block into every store."""
     members = [k for b in blocks for k in range(b.region["trajectory"].start, b.region["trajectory"].stop)]
     if bar is None:
@@ -350,9 +348,7 @@ def _distribute(
     library: Any = dask  # whose functions have no types
     Callback: Any = callbacks.Callback
 
-    with tqdm(
-        total=trajectories, initial=done, desc=run.equation.name, unit="trajectory", disable=not progress
-    ) as bar:
+    with tqdm(total=trajectories, initial=done, desc=run.equation.name, unit="trajectory", disable=not progress) as bar:
 
         def finished(key: Any, result: Any, *_: Any) -> None:
             if isinstance(result, int):
