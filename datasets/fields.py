@@ -2,8 +2,8 @@
 
     Dataset: one variable per channel, dims (*leading, *space)    tensor: (*leading, C, *space), float32
 
-A canonical Dataset is what `datasets.check` returns. Under the mask a tensor holds the variable's training mean (0 where
-that is not known), a neutral value for whatever looks at it; a Dataset holds NaN.
+A canonical Dataset is what `datasets.check` returns. Under the mask a tensor holds the variable's training
+mean (0 where that is not known), a neutral value for whatever looks at it; a Dataset holds NaN.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,8 @@ _DIRECTION = {"latitude": "Y", "longitude": "X"}
 def to_tensor(ds: xr.Dataset, spec: FieldSpec) -> Tensor:
     """Fields of a canonical Dataset as (*leading, C, *space) float32; leading is usually (T,).
 
-    Cells under a variable's mask get its training mean. NaN elsewhere are kept: finding them is the check's job.
+    Cells under a variable's mask get its training mean. NaN elsewhere are kept: finding them is the
+    check's job.
     """
     space = spec.grid.names
     channels = []
@@ -58,8 +59,8 @@ def to_dataset(
     """Physical fields (*dims, C, *space) as a Dataset in the spec's units, NaN under the masks, float32.
 
     `dims` names the leading axes, for instance ("init_time", "member", "lead_time"); `coords` are further
-    coordinates, as xarray takes them; the spatial ones come from the spec. CF standard names are filled in where
-    a coordinate has none. Raises ValueError where the shape does not fit.
+    coordinates, as xarray takes them; the spatial ones come from the spec. CF standard names are filled in
+    where a coordinate has none. Raises ValueError where the shape does not fit.
     """
     wanted = (*(f"{d}" for d in dims), "variable", *spec.grid.names)
     if fields.ndim != len(wanted) or tuple(fields.shape[len(dims) :]) != spec.shape:
@@ -101,6 +102,7 @@ def _coordinate(axis: Axis) -> xr.DataArray:
     if axis.kind in _DIRECTION:
         attrs |= {"standard_name": axis.kind, "axis": _DIRECTION[axis.kind]}
     if axis.periodic:
-        # CF has no word for it; an attribute of ours saves the question when the file comes back as training data.
+        # CF has no word for it; an attribute of ours saves the question when the file comes back as
+        # training data.
         attrs["periodic"] = "true"
     return xr.DataArray(np.array(axis.coordinates), dims=axis.name, attrs=attrs)

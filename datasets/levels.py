@@ -12,7 +12,8 @@ __all__ = ["split_dimension"]
 def split_dimension(ds: xr.Dataset, dim: str) -> xr.Dataset:
     """Replace every variable along `dim` by one variable for each of its values, named NAME_VALUE.
 
-    Variables without it stay as they are. Lazy arrays stay lazy. Raises SpecError where there is no such dimension.
+    Variables without it stay as they are. Lazy arrays stay lazy. Raises SpecError where there is no such
+    dimension.
     """
     if dim not in ds.dims:
         raise SpecError(

@@ -1,10 +1,12 @@
-"""Which dimension plays which role, by CF attributes or by conventional names; nothing ambiguous is settled here.
+"""Which dimension plays which role, by CF attributes or by conventional names; nothing ambiguous is
+settled here.
 
-Roles: time, trajectory, member, init_time, lead_time, vertical, and the spatial ones latitude, longitude, x, y, z.
+Roles: time, trajectory, member, init_time, lead_time, vertical, and the spatial ones latitude, longitude,
+x, y, z.
 
 1. An explicit mapping {role or axis name: dimension(s)} comes first.
-2. Then the coordinate's CF attributes: standard_name, axis, and the units of latitude and longitude (through cf-xarray).
-3. Then its type: datetimes are a time.
+2. Then the coordinate's CF attributes: standard_name, axis, and the units of latitude and longitude
+(through cf-xarray). 3. Then its type: datetimes are a time.
 4. Then the name, if it is one of the fixed list below, letter for letter.
 
 Two dimensions in one role, or a dimension in none, is a question for the user and becomes a Problem.
@@ -18,10 +20,10 @@ import xarray as xr
 
 from .problem import Problem
 
-__all__ = ["SPACE", "assign", "role_of", "suggestion"]
+__all__ = ["LEADING", "assign", "merged", "role_of", "standard_role", "suggestion"]
 
-SPACE = ("latitude", "longitude", "x", "y", "z", "vertical")
-"""Roles that are axes of the grid."""
+LEADING = ("trajectory", "init_time", "member", "lead_time", "time")
+"""Roles that are not axes of the grid, in the order in which a canonical Dataset has them."""
 
 _NAMES = {
     "time": ("time", "valid_time"),
@@ -74,12 +76,20 @@ def role_of(ds: xr.Dataset, dim: str) -> str | None:
     return _ROLE.get(dim)
 
 
+def standard_role(name: str) -> str:
+    """The role that a conventional name stands for ("lat" is a latitude); any other name stands for
+    itself.
+    """
+    return _ROLE.get(name, name)
+
+
 def assign(
     ds: xr.Dataset, used: Iterable[str], dims: Mapping[str, str | Sequence[str]] | None
 ) -> tuple[dict[str, str], list[Problem]]:
     """Roles of the `used` dimensions: {dimension: role or explicit axis name}, and the open questions.
 
-    Several dimensions may share an explicit name (x_u and x_v are both x); they may not share a recognised role.
+    Several dimensions may share an explicit name (x_u and x_v are both x); they may not share a recognised
+    role.
     """
     explicit: dict[str, str] = {}
     problems: list[Problem] = []
@@ -127,17 +137,58 @@ def assign(
     return roles, problems
 
 
+def merged(ds: xr.Dataset, variables: Sequence[str], rename: Mapping[str, str]) -> tuple[xr.Dataset, list[Problem]]:
+    """The `variables` of a Dataset under new dimension names; several old names may become one new.
+
+    Dimensions that become one must agree in size and coordinates: a staggered grid is a Problem.
+    """
+    problems: list[Problem] = []
+    kept: dict[str, str] = {}
+    for old, new in rename.items():
+        first = kept.setdefault(new, old)
+        if first != old and not _same_coordinate(ds, first, old):
+            problems.append(
+                Problem(
+                    f"dimensions {first!r} and {old!r}, both {new!r}",
+                    f"{_spell(ds, first)} and {_spell(ds, old)}",
+                    "the same coordinates (no staggered grid)",
+                    f"interpolate one to the other: ds.interp({old}=ds.{first})",
+                )
+            )
+    if problems:
+        return ds, problems
+    arrays = {}
+    for name in variables:
+        array = ds[name].reset_coords(drop=True)
+        other = {str(d): rename[str(d)] for d in array.dims if rename.get(str(d), d) != d}
+        arrays[name] = array.drop_vars([d for d in other if d in array.coords]).rename(other)
+    bare = xr.Dataset(arrays, attrs=ds.attrs)
+    coords = {new: (new, ds[old].variable.data, ds[old].attrs) for new, old in kept.items() if old in ds.coords}
+    return bare.assign_coords(coords), []
+
+
 def suggestion(dim: str) -> str:
     """How to tell what a dimension is."""
     return (
-        f"name it: dims={{'time': {dim!r}}} if it is the time, dims={{'x': {dim!r}}} (any name) if it is an axis "
-        f"of the grid, or reduce it: ds.isel({dim}=0)"
+        f"name it: dims={{'time': {dim!r}}} if it is the time, dims={{'x': {dim!r}}} (any name) if it is an "
+        f"axis of the grid, or reduce it: ds.isel({dim}=0)"
     )
 
 
 def _is_cftime(coordinate: Any) -> bool:
-    return (
-        coordinate.dtype == object
-        and coordinate.size > 0
-        and hasattr(coordinate.values.ravel()[0], "calendar")
-    )
+    return coordinate.dtype == object and coordinate.size > 0 and hasattr(coordinate.values.ravel()[0], "calendar")
+
+
+def _same_coordinate(ds: xr.Dataset, a: str, b: str) -> bool:
+    if ds.sizes[a] != ds.sizes[b]:
+        return False
+    if a in ds.coords and b in ds.coords:
+        return bool((ds[a].values == ds[b].values).all())
+    return a not in ds.coords and b not in ds.coords
+
+
+def _spell(ds: xr.Dataset, dim: str) -> str:
+    if dim not in ds.coords or not ds.sizes[dim]:
+        return f"{ds.sizes[dim]} cells without a coordinate"
+    values = ds[dim].values
+    return f"{ds.sizes[dim]} values from {values[0]} to {values[-1]}"

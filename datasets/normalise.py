@@ -1,19 +1,23 @@
-"""Physical units <-> numbers of order one, with the seasonal and daily cycle taken out where that is asked for.
+"""Physical units <-> numbers of order one, with the seasonal and daily cycle taken out where that is asked
+for.
 
     forward   z = (x − μ − c(phase)) / σ,   0 under the mask
     inverse   x = μ + c(phase) + σ z
 
-μ and σ are one number per variable: area-weighted over valid cells and over the training frames. Components of one
-vector share σ, so that a rotation of the vector stays a rotation; a positive variable stays in its linear scale.
-The climatology c is zero at will; otherwise it is, at every grid point, the least-squares fit of
+μ and σ are one number per variable: area-weighted over valid cells and over the training frames.
+Components of one vector share σ, so that a rotation of the vector stays a rotation; a positive variable
+stays in its linear scale. The climatology c is zero at will; otherwise it is, at every grid point, the
+least-squares fit of
 
     {1, cos 2πja, sin 2πja : j ≤ n_year} ⊗ {1, cos 2πkd, sin 2πkd : k ≤ n_day}
 
-with a and d the phases of year and day (`datasets.time.phase`), and σ is then the standard deviation about it.
-Multiples of an angle come from powers of e^{2πia}, so numeric times, whose phase is 0, see the constant only.
+with a and d the phases of year and day (`datasets.time.phase`), and σ is then the standard deviation about
+it. Multiples of an angle come from powers of e^{2πia}, so numeric times, whose phase is 0, see the
+constant only.
 
-The fit streams: every batch of frames adds to the normal equations Φᵀ Φ and Φᵀ x in float64, with x taken relative to
-the first frame at that point, so that the remainder Σx² − … does not cancel. Chunked and whole fits agree to round-off.
+The fit streams: every batch of frames adds to the normal equations Φᵀ Φ and Φᵀ x in float64, with x taken
+relative to the first frame at that point, so that the remainder Σx² − … does not cancel. Chunked and whole
+fits agree to round-off.
 """
 
 import warnings
@@ -29,7 +33,9 @@ from .spec import FieldSpec
 __all__ = ["Normaliser", "harmonics"]
 
 _SMALLEST_EIGENVALUE = 1e-5
-"""Relative to the largest; below it the training times do not determine a harmonic, and the fit leaves it out."""
+"""Relative to the largest; below it the training times do not determine a harmonic, and the fit leaves it
+out.
+"""
 
 
 def harmonics(phase: Tensor, n_year: int, n_day: int) -> Tensor:
@@ -55,7 +61,8 @@ class Normaliser(nn.Module):
     pointwise       subtract a mean of its own at every grid point; implied by harmonics
 
     Buffers, float32: `mean` and `std` (C,), `climatology` (K, C, *space) in physical units relative to `mean`
-    (K = 0 without one), `mask` bool (C, *space), `fitted` bool. Until `fit` it is the identity on valid cells.
+    (K = 0 without one), `mask` bool (C, *space), `fitted` bool. Until `fit` it is the identity on valid
+    cells.
     """
 
     mean: Tensor
@@ -68,9 +75,7 @@ class Normaliser(nn.Module):
     def __init__(self, spec: FieldSpec, n_year: int = 0, n_day: int = 0, pointwise: bool = False) -> None:
         super().__init__()
         if n_year < 0 or n_day < 0:
-            raise ValueError(
-                f"found n_year={n_year}, n_day={n_day}; wanted numbers of harmonics, zero or more"
-            )
+            raise ValueError(f"found n_year={n_year}, n_day={n_day}; wanted numbers of harmonics, zero or more")
         self.n_year, self.n_day = n_year, n_day
         self.groups = spec.groups
         channels, *space = spec.shape
@@ -89,7 +94,9 @@ class Normaliser(nn.Module):
         return self.n_year > 0 or self.n_day > 0
 
     def offset(self, phase: Tensor | None = None) -> Tensor:
-        """μ + c(phase) in physical units, shape (*phase.shape[:-1], C, *space); without a cycle (C, *space)."""
+        """μ + c(phase) in physical units, shape (*phase.shape[:-1], C, *space); without a cycle (C,
+        *space).
+        """
         mean: Tensor = self.mean.reshape(-1, *(1,) * (self.mask.ndim - 1))
         if self.climatology.shape[0] == 0:
             return mean
@@ -140,9 +147,7 @@ class Normaliser(nn.Module):
         if not self.cyclic:
             return torch.ones(count, 1, dtype=torch.float64)
         if phase is None:
-            raise ValueError(
-                "found frames without a phase; wanted (x, phase) pairs, since a cycle is to be fitted"
-            )
+            raise ValueError("found frames without a phase; wanted (x, phase) pairs, since a cycle is to be fitted")
         return harmonics(phase.reshape(-1, 4).double(), self.n_year, self.n_day)
 
     def _solve(self, sums: "_Sums") -> None:
@@ -151,8 +156,8 @@ class Normaliser(nn.Module):
         keep = values > _SMALLEST_EIGENVALUE * values[-1]
         if not keep.all() and sums.count > 1:
             warnings.warn(
-                f"found training times that determine only {int(keep.sum())} of {keep.numel()} harmonics of the "
-                "climatology; wanted times that cover the whole year and day. Usual fix: fewer harmonics "
+                f"found training times that determine only {int(keep.sum())} of {keep.numel()} harmonics of "
+                "the climatology; wanted times that cover the whole year and day. Usual fix: fewer harmonics "
                 "(n_year, n_day) or a longer training period",
                 SpecWarning,
                 stacklevel=3,

@@ -1,7 +1,7 @@
 """One pass over a variable, block by block: where it is NaN or infinite, and its moments.
 
-Fields on disk are larger than memory. A block is a run of whole frames, as many as fit in `BLOCK` bytes; moments of
-blocks are merged with the formula of Chan, Golub and LeVeque (1979), in float64.
+Fields on disk are larger than memory. A block is a run of whole frames, as many as fit in `BLOCK` bytes;
+moments of blocks are merged with the formula of Chan, Golub and LeVeque (1979), in float64.
 """
 
 import math
@@ -23,12 +23,14 @@ BLOCK = 32 * 2**20
 class Scan:
     """What one pass found. Arrays have the shape of space; moments are over finite valid cells.
 
-    `outside` lists the first few places (by dimension) of NaN in cells that the mask calls valid.
+    `valid` counts those, `outside` lists the first few places (by dimension) of NaN in cells that the mask
+    calls valid.
     """
 
     any_nan: NDArray[np.bool_]
     all_nan: NDArray[np.bool_]
     frames: int = 0
+    valid: int = 0
     nan_outside: int = 0
     outside: list[dict[str, int]] = field(default_factory=list)
     inf: int = 0
@@ -49,6 +51,7 @@ class Scan:
         weight = float(weights.sum())
         if values.size == 0:
             return
+        self.valid += values.size
         self.minimum, self.maximum = (
             min(self.minimum, float(values.min())),
             max(self.maximum, float(values.max())),
@@ -64,9 +67,7 @@ class Scan:
         self.weight = total
 
 
-def blocks(
-    array: xr.DataArray, space: Sequence[str], limit: int = BLOCK
-) -> Iterator[tuple[dict[str, int], Any]]:
+def blocks(array: xr.DataArray, space: Sequence[str], limit: int = BLOCK) -> Iterator[tuple[dict[str, int], Any]]:
     """Runs of frames ({leading dim: first index}, values (n, *space)), loaded one at a time, in order."""
     leading = [str(d) for d in array.dims if d not in space]
     array = array.transpose(*leading, *space)

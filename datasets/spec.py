@@ -1,15 +1,12 @@
 """What a field is: variables, units, kinds, grid, frame interval, masks, parameters.
 
-A `FieldSpec` is the contract between a Dataset and a model. It is inferred from a Dataset (`FieldSpec.infer`), edited
-with `replace`, printed as a table, written as JSON beside the weights, and enforced by `datasets.check`.
+A `FieldSpec` is the contract between a Dataset and a model. It is inferred from a Dataset
+(`FieldSpec.infer`), edited with `replace`, printed as a table, written as JSON beside the weights, and
+enforced by `datasets.check`.
 
-Kinds of variables:
-    scalar     any real number
-    positive   non-negative by nature (depth, density, rain); stays in its linear scale
-    vector     one component of a vector, along the grid axis `component`; components of one `group` share one scale
-
-A mask is True where a cell is valid and the same for every frame. On disk a mask is its run lengths in C order, starting
-with a run of False, which may be empty: a land mask is a few hundred numbers, and the text is the same on every machine.
+A mask is True where a cell is valid and the same for every frame. On disk a mask is its run lengths in C
+order, starting with a run of False, which may be empty: a land mask is a few hundred numbers, and the text
+is the same on every machine.
 """
 
 import dataclasses
@@ -18,13 +15,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..physics.grid import Grid
 from .problem import Problem, SpecError, SpecWarning
+from .variable import KINDS, Kind, Variable
 
 if TYPE_CHECKING:
     import torch
@@ -32,33 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FieldSpec", "Kind", "Problem", "SpecError", "SpecWarning", "Variable"]
 
-Kind = Literal["scalar", "positive", "vector"]
 FORMAT_VERSION = 1
 _CALENDAR_UNITS = ("seconds", "minutes", "hours", "days", "months", "years")
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One variable of a field. The last four are its range over the training data, in `units`; None = not measured.
-
-    `component` is the name of the grid axis that a vector component points along, `group` ties components together.
-    """
-
-    name: str
-    units: str | None = None
-    kind: Kind = "scalar"
-    component: str | None = None
-    standard_name: str | None = None
-    long_name: str | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    mean: float | None = None
-    std: float | None = None
-    group: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is known of it, JSON-safe; unknown entries are left out."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +77,13 @@ class FieldSpec:
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Channels that share one scale: the components of each vector together, every other variable alone."""
+        """Channels that share one scale: the components of each vector together, every other variable
+        alone.
+        """
         found: dict[tuple[str, str], list[int]] = {}
         for index, variable in enumerate(self.variables):
-            if variable.kind == "vector":
-                key = ("vector", variable.group or "")
-            else:
-                key = ("scalar", variable.name)
+            together = variable.kind == "vector"
+            key = ("vector", variable.group or "") if together else ("scalar", variable.name)
             found.setdefault(key, []).append(index)
         return tuple(tuple(channels) for channels in found.values())
 
@@ -138,8 +111,7 @@ class FieldSpec:
             for name in variables:
                 self[name]
             changes["variables"] = tuple(
-                dataclasses.replace(v, **variables[v.name]) if v.name in variables else v
-                for v in self.variables
+                dataclasses.replace(v, **variables[v.name]) if v.name in variables else v for v in self.variables
             )
         return dataclasses.replace(self, **changes)
 
@@ -231,7 +203,9 @@ class FieldSpec:
         )
 
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON: equal specs, and only those, have equal fingerprints on every machine."""
+        """sha256 of the canonical JSON: equal specs, and only those, have equal fingerprints on every
+        machine.
+        """
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -254,11 +228,9 @@ def _inconsistencies(spec: FieldSpec) -> "list[Problem]":
         problems.append(Problem("spec", "no variables", "at least one", "name them with variables="))
     twice = sorted({name for name in spec.names if spec.names.count(name) > 1})
     if twice:
-        problems.append(
-            Problem("spec", f"variables named twice: {', '.join(twice)}", "unique names", "rename them")
-        )
+        problems.append(Problem("spec", f"variables named twice: {', '.join(twice)}", "unique names", "rename them"))
     for variable in spec.variables:
-        if variable.kind not in ("scalar", "positive", "vector"):
+        if variable.kind not in KINDS:
             problems.append(
                 Problem(
                     f"variable {variable.name!r}",
@@ -272,14 +244,12 @@ def _inconsistencies(spec: FieldSpec) -> "list[Problem]":
                 Problem(
                     f"variable {variable.name!r}",
                     f"kind {variable.kind!r} with component {variable.component!r}",
-                    f"a component among the axes {', '.join(spec.grid.names)} for a vector, and none for other kinds",
+                    f"one of the axes {', '.join(spec.grid.names)} for a vector, none for other kinds",
                     f"kinds={{{variable.name!r}: 'vector:{spec.grid.names[-1]}'}}",
                 )
             )
     if not (math.isfinite(spec.interval) and spec.interval > 0):
-        problems.append(
-            Problem("spec", f"interval {spec.interval}", "a positive number", "correct interval=")
-        )
+        problems.append(Problem("spec", f"interval {spec.interval}", "a positive number", "correct interval="))
     if spec.calendar is not None and spec.time_units not in _CALENDAR_UNITS:
         problems.append(
             Problem(
@@ -309,9 +279,7 @@ def _inconsistencies(spec: FieldSpec) -> "list[Problem]":
                 )
             )
         elif not mask.any():
-            problems.append(
-                Problem(f"mask {name!r}", "no valid cell", "at least one", "leave the variable out")
-            )
+            problems.append(Problem(f"mask {name!r}", "no valid cell", "at least one", "leave the variable out"))
     return problems
 
 

@@ -13,19 +13,17 @@ __all__ = ["spec_table", "table"]
 def table(rows: list[tuple[str, ...]], indent: str = "  ") -> list[str]:
     """Rows as left-aligned columns; the first row is the head. Returns lines."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        (indent + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+    return [(indent + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))).rstrip() for row in rows]
 
 
 def spec_table(spec: "FieldSpec") -> str:
     """The printable form of a spec: variables, axes, time, and what else it states."""
     cells = int(np.prod(spec.grid.shape))
+    units = "(no units)" if spec.time_units == "1" else spec.time_units
     clock = f"calendar {spec.calendar}" if spec.calendar else "numeric time"
     lines = [
         f"FieldSpec: {len(spec.variables)} variable(s) on {' x '.join(map(str, spec.grid.shape))} cells, "
-        f"frames {spec.interval:g} {spec.time_units} apart ({clock})"
+        f"frames {spec.interval:g} {units} apart ({clock})"
     ]
     rows: list[tuple[str, ...]] = [("variable", "units", "kind", "range", "mean ± std", "valid cells")]
     for v in spec.variables:

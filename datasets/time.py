@@ -1,31 +1,31 @@
 """Frame times, leads and phases, for datetime64, cftime (any calendar) and plain numbers.
 
-A frame interval Δ is either a fixed duration (seconds … days), or a number of calendar months or years, which are
-not durations: the valid time of lead k is then init ⊕ kΔ with ⊕ the calendar's addition, the day clipped to the end of
-the month. Numeric times are numbers in the spec's own unit.
+A frame interval Δ is either a fixed duration (seconds … days), or a number of calendar months or years,
+which are not durations: the valid time of lead k is then init ⊕ kΔ with ⊕ the calendar's addition, the day
+clipped to the end of the month. Numeric times are numbers in the spec's own unit.
 
 Arithmetic is done in microseconds or in whole months, never in datetime64[ns], which ends in 1677 and 2262.
 
-The phase of a time is [sin 2πa, cos 2πa, sin 2πd, cos 2πd] with a the fraction of its own calendar's year that
-has passed and d the fraction of its day (UTC). Numeric time has no calendar and gets zeros.
+The phase of a time is [sin 2πa, cos 2πa, sin 2πd, cos 2πd] with a the fraction of its own calendar's year
+that has passed and d the fraction of its day (UTC). Numeric time has no calendar and gets zeros.
 
-CF names: forecast_reference_time (init_time), forecast_period (lead_time), time (valid_time); CF conventions 4.4, 5.7.
+CF names: forecast_reference_time (init_time), forecast_period (lead_time), time (valid_time); CF
+conventions 4.4, 5.7.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .calendars import add_duration, add_months, as_values, fractions, months, same_day, seconds_between, spacing
 from .problem import Problem, SpecError
-
-if TYPE_CHECKING:
-    from .spec import FieldSpec
 
 __all__ = [
     "DURATIONS",
+    "Cadence",
     "calendar_of",
     "decode",
     "interval_of",
@@ -41,9 +41,22 @@ DURATIONS = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 _SHORTEST_MONTH = 28 * 86400.0
 
 
+class Cadence(Protocol):
+    """What a clock needs to know of a FieldSpec; `calendar` is None for numeric time."""
+
+    @property
+    def interval(self) -> float: ...
+    @property
+    def time_units(self) -> str: ...
+    @property
+    def calendar(self) -> str | None: ...
+
+
 def calendar_of(times: Any) -> str | None:
-    """The calendar of datetime64 or cftime `times` ("proleptic_gregorian", "noleap", …); None for plain numbers."""
-    values = _values(times)
+    """The calendar of datetime64 or cftime `times` ("proleptic_gregorian", "noleap", …); None for plain
+    numbers.
+    """
+    values = as_values(times)
     if values.dtype.kind == "M":
         return "proleptic_gregorian"
     if values.dtype == object and values.size:
@@ -52,13 +65,15 @@ def calendar_of(times: Any) -> str | None:
 
 
 def decode(times: xr.DataArray, units: str, calendar: str | None = None) -> xr.DataArray:
-    """Read bare numbers as dates: `units` is CF's "days since 1900-01-01", `calendar` CF's name (default standard)."""
+    """Read bare numbers as dates: `units` is CF's "days since 1900-01-01", `calendar` CF's name (default
+    standard).
+    """
     attrs = {k: v for k, v in times.attrs.items() if k.lower() not in ("unit", "units", "calendar")}
-    bare = times.drop_encoding().assign_attrs(units=units, calendar=calendar or "standard")
+    told = {"units": units, "calendar": calendar or "standard"}
+    bare = xr.Dataset({"decoded": (times.dims, times.values, told)})
     coder = xr.coders.CFDatetimeCoder(time_unit="us")
-    name = str(times.name or "time")
-    decoded = xr.decode_cf(bare.reset_coords(drop=True).to_dataset(name=name), decode_times=coder)[name]
-    return decoded.assign_attrs(attrs)
+    dates = xr.decode_cf(bare, decode_times=coder)["decoded"].values
+    return xr.DataArray(dates, dims=times.dims, name=times.name, attrs=attrs)
 
 
 def interval_of(times: Any) -> tuple[float, str]:
@@ -68,7 +83,7 @@ def interval_of(times: Any) -> tuple[float, str]:
     monthly; twelve months are a year. Raises SpecError where there is no interval: fewer than two frames,
     unsorted, repeated or irregular times.
     """
-    values = _values(times)
+    values = as_values(times)
     if values.size < 2:
         raise SpecError(
             [
@@ -80,7 +95,7 @@ def interval_of(times: Any) -> tuple[float, str]:
                 )
             ]
         )
-    gaps = _seconds(values) if calendar_of(values) else np.diff(values.astype(np.float64))
+    gaps = seconds_between(values) if calendar_of(values) else np.diff(values.astype(np.float64))
     if (gaps <= 0).any():
         at = int(np.argmax(gaps <= 0))
         kind = "repeated" if gaps[at] == 0 else "unsorted"
@@ -96,16 +111,12 @@ def interval_of(times: Any) -> tuple[float, str]:
             ]
         )
     typical = float(np.median(gaps))
-    tolerance = 1e-3 * typical + (0.0 if calendar_of(values) else 4 * _spacing(values))
+    tolerance = 1e-3 * typical + (0.0 if calendar_of(values) else 4 * spacing(values))
     regular = bool((np.abs(gaps - typical) <= tolerance).all())
     if calendar_of(values):
-        months = np.diff(_months(values))
-        if (
-            gaps.min() >= _SHORTEST_MONTH
-            and (months == months[0]).all()
-            and (not regular or _same_day(values))
-        ):
-            count = int(months[0])
+        pages = np.diff(months(values))
+        if gaps.min() >= _SHORTEST_MONTH and (pages == pages[0]).all() and (not regular or same_day(values)):
+            count = int(pages[0])
             return (count / 12.0, "years") if count % 12 == 0 else (float(count), "months")
     if not regular:
         odd = np.flatnonzero(np.abs(gaps - typical) > tolerance)
@@ -130,32 +141,33 @@ def interval_of(times: Any) -> tuple[float, str]:
     return typical, "seconds"
 
 
-def steps_between(times: Any, spec: "FieldSpec") -> NDArray[np.float64]:
-    """The T-1 distances between consecutive frames, counted in frame intervals: 1 everywhere in a proper series.
+def steps_between(times: Any, spec: Cadence) -> NDArray[np.float64]:
+    """The T-1 distances between consecutive frames, counted in frame intervals: 1 everywhere in a proper
+    series.
 
     0 is a repeated time, a negative number an unsorted one, 2 a missing frame. Months and years count
     calendar pages, so that a stamp at the middle of each month is regular.
     """
-    values = _values(times)
+    values = as_values(times)
     if spec.calendar is None:
         gaps = np.diff(values.astype(np.float64)) / spec.interval
-        noise = 4 * _spacing(values) / spec.interval if values.size else 0.0
+        noise = 4 * spacing(values) / spec.interval if values.size else 0.0
     elif spec.time_units in DURATIONS:
-        gaps, noise = _seconds(values) / (spec.interval * DURATIONS[spec.time_units]), 0.0
+        gaps, noise = seconds_between(values) / (spec.interval * DURATIONS[spec.time_units]), 0.0
     elif spec.time_units == "months":
-        gaps, noise = np.diff(_months(values)) / spec.interval, 0.0
+        gaps, noise = np.diff(months(values)) / spec.interval, 0.0
     else:
-        gaps, noise = np.diff(_months(values) // 12) / spec.interval, 0.0
+        gaps, noise = np.diff(months(values) // 12) / spec.interval, 0.0
     whole = np.round(gaps)
     return np.where(np.abs(gaps - whole) <= 1e-3 + noise, whole, gaps)
 
 
-def lead_coordinate(spec: "FieldSpec", steps: int) -> xr.DataArray:
+def lead_coordinate(spec: Cadence, steps: int) -> xr.DataArray:
     """Leads Δ, 2Δ, …, steps·Δ as the coordinate `lead_time`.
 
     timedelta64[s] (or finer) for a fixed duration in calendar time, encoded so that zarr and netCDF give it
-    back as timedelta64; whole months or years, or a numeric time, stay numbers with a `units` attribute, since no
-    duration can hold them.
+    back as timedelta64; whole months or years, or a numeric time, stay numbers with a `units` attribute,
+    since no duration can hold them.
     """
     if steps < 1:
         raise ValueError(f"found steps={steps}; wanted at least one lead")
@@ -167,8 +179,9 @@ def lead_coordinate(spec: "FieldSpec", steps: int) -> xr.DataArray:
         lead = xr.DataArray(
             count * np.array(size, dtype=f"m8[{unit}]"), dims="lead_time", name="lead_time", attrs=attrs
         )
-        # With these xarray writes integers and a `dtype` attribute, by which it decodes them again: since 2025 units
-        # alone no longer do (pydata/xarray#10099), and a timedelta64 encoding dtype is read back wrongly from zarr.
+        # With these xarray writes integers and a `dtype` attribute, by which it decodes them again: since
+        # 2025 units alone no longer do (pydata/xarray#10099), and a timedelta64 encoding dtype is read
+        # back wrongly from zarr.
         lead.encoding = {"units": spec.time_units if unit == "s" else "microseconds", "dtype": "int64"}
         return lead
     values = count * spec.interval
@@ -177,25 +190,26 @@ def lead_coordinate(spec: "FieldSpec", steps: int) -> xr.DataArray:
     return xr.DataArray(data, dims="lead_time", name="lead_time", attrs=attrs | {"units": spec.time_units})
 
 
-def valid_time(init_time: Any, leads: xr.DataArray, spec: "FieldSpec") -> xr.DataArray:
-    """The time each frame is valid for: init ⊕ lead, dims (init_time, lead_time) or (lead_time,) for one init.
+def valid_time(init_time: Any, leads: xr.DataArray, spec: Cadence) -> xr.DataArray:
+    """The time each frame is valid for: init ⊕ lead, dims (init_time, lead_time) or (lead_time,) for one
+    init.
 
     `leads` is what `lead_coordinate` returns. The type follows `init_time`: datetime64, cftime or number.
     """
-    init = _values(init_time)
+    init = as_values(init_time)
     column = init.reshape(*init.shape, 1)
     if leads.dtype.kind == "m":
-        values = _add_duration(column, leads.values)
+        values = add_duration(column, leads.values)
     elif spec.calendar is None:
         values = column + leads.values
     else:
-        months = leads.values * (12 if spec.time_units == "years" else 1)
-        if not np.allclose(months, np.round(months)):
+        pages = leads.values * (12 if spec.time_units == "years" else 1)
+        if not np.allclose(pages, np.round(pages)):
             raise ValueError(
                 f"found an interval of {spec.interval} {spec.time_units}; wanted whole months, "
                 "since calendars have no fractions of them. Usual fix: state the interval in days"
             )
-        values = _add_months(column, np.round(months).astype(np.int64))
+        values = add_months(column, np.round(pages).astype(np.int64))
     attrs = {"standard_name": "time", "long_name": "valid time"}
     if spec.calendar is None:
         attrs["units"] = spec.time_units
@@ -209,20 +223,10 @@ def phase(times: Any) -> NDArray[np.float32]:
     >>> phase(np.array(["2001-01-01T06:00"], dtype="M8[s]"))[0, 2:].round(3).tolist()
     [1.0, 0.0]
     """
-    values = _values(times)
+    values = as_values(times)
     if calendar_of(values) is None:
         return np.zeros((*values.shape, 4), dtype=np.float32)
-    if values.dtype.kind == "M":
-        if np.isnat(values).any():
-            raise ValueError("found NaT among the times; wanted a date for every frame")
-        years, days = values.astype("M8[Y]"), values.astype("M8[D]")
-        start = years.astype("M8[us]")
-        length = ((years + 1).astype("M8[us]") - start).astype(np.float64)
-        year = (values.astype("M8[us]") - start).astype(np.float64) / length
-        day = (values.astype("M8[us]") - days.astype("M8[us]")).astype(np.float64) / 86400e6
-    else:
-        fractions = np.array([_cftime_fractions(t) for t in values.ravel()]).reshape(*values.shape, 2)
-        year, day = fractions[..., 0], fractions[..., 1]
+    year, day = fractions(values)
     angles = [
         np.sin(2 * np.pi * year),
         np.cos(2 * np.pi * year),
@@ -230,77 +234,6 @@ def phase(times: Any) -> NDArray[np.float32]:
         np.cos(2 * np.pi * day),
     ]
     return np.stack(angles, axis=-1).astype(np.float32)
-
-
-def _values(times: Any) -> NDArray[Any]:
-    if isinstance(times, xr.DataArray | xr.Variable):
-        return np.asarray(times.values)
-    if isinstance(times, xr.CFTimeIndex):
-        return np.asarray(times, dtype=object)
-    return np.asarray(times)
-
-
-def _seconds(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Distances between consecutive dates in seconds."""
-    if values.dtype.kind == "M":
-        gaps: NDArray[np.float64] = np.diff(values.astype("M8[us]")).astype(np.float64) / 1e6
-        return gaps
-    pairs = zip(values[:-1], values[1:], strict=True)
-    return np.array([(b - a).total_seconds() for a, b in pairs], dtype=np.float64)
-
-
-def _months(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Months since year 0 (datetime64: since a fixed January), whole."""
-    if values.dtype.kind == "M":
-        return values.astype("M8[M]").astype(np.int64) + 1970 * 12
-    return np.array([t.year * 12 + t.month - 1 for t in values.ravel()], dtype=np.int64).reshape(values.shape)
-
-
-def _same_day(values: NDArray[Any]) -> bool:
-    """Whether all dates have the same day of the month and time of day."""
-    if values.dtype.kind == "M":
-        within = values.astype("M8[us]") - values.astype("M8[M]").astype("M8[us]")
-        return bool((within == within[0]).all())
-    return len({(t.day, t.hour, t.minute, t.second) for t in values}) == 1
-
-
-def _add_duration(dates: NDArray[Any], leads: NDArray[Any]) -> NDArray[Any]:
-    if dates.dtype.kind == "M":
-        # numpy would keep the coarser unit's range and the finer one's step: exactly what is wanted here.
-        return np.asarray(dates + leads)
-    deltas = leads.astype("m8[us]").astype(object)
-    return np.asarray(dates + deltas, dtype=object)
-
-
-def _add_months(dates: NDArray[Any], months: NDArray[np.int64]) -> NDArray[Any]:
-    if dates.dtype.kind == "M":
-        first = dates.astype("M8[M]")
-        within = dates - first.astype(dates.dtype)
-        target = first + months
-        longest = ((target + 1).astype("M8[D]") - 1 - target.astype("M8[D]")).astype("m8[D]")
-        days = within.astype("m8[D]")
-        return np.asarray(target.astype(dates.dtype) + np.minimum(days, longest) + (within - days))
-    flat = np.broadcast_arrays(dates, months)
-    moved = np.empty(flat[0].shape, dtype=object)
-    for index, (date, count) in enumerate(zip(flat[0].ravel(), flat[1].ravel(), strict=True)):
-        page = date.year * 12 + date.month - 1 + int(count)
-        first_day = date.replace(year=page // 12, month=page % 12 + 1, day=1)
-        moved.ravel()[index] = first_day.replace(day=min(date.day, first_day.daysinmonth))
-    return moved
-
-
-def _cftime_fractions(date: Any) -> tuple[float, float]:
-    start = date.replace(month=1, day=1, hour=0, minute=0, second=0, microsecond=0)
-    year = (date - start) / (start.replace(year=start.year + 1) - start)
-    midnight = date.replace(hour=0, minute=0, second=0, microsecond=0)
-    return float(year), float((date - midnight).total_seconds() / 86400.0)
-
-
-def _spacing(values: NDArray[Any]) -> float:
-    """Rounding error of numeric times: the spacing of floats at the largest of them, zero for integers."""
-    if values.dtype.kind != "f" or not values.size:
-        return 0.0
-    return float(np.spacing(np.abs(values).max()))
 
 
 def _spell(gap: float, calendar: bool) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ..physics.grid import Grid
 from .problem import Problem
-from .spec import Variable
+from .variable import KINDS, Variable
 
 __all__ = ["with_kinds"]
 
@@ -32,9 +32,7 @@ def with_kinds(
         if variable.name in stated:
             word = stated[variable.name]
             kind, *rest = word.split(":") if isinstance(word, str) else tuple(word)
-            if kind not in ("scalar", "positive", "vector") or (kind == "vector") != (
-                bool(rest) and rest[0] in grid.names
-            ):
+            if kind not in KINDS or (kind == "vector") != (bool(rest) and rest[0] in grid.names):
                 problems.append(
                     Problem(
                         f"kinds[{variable.name!r}]",
@@ -65,22 +63,30 @@ def _by_name(variable: Variable, grid: Grid) -> Variable:
 
 def _without_singles(variables: list[Variable], stated: Mapping[str, object]) -> list[Variable]:
     """A recognised component without a partner is a scalar: nothing shares its scale."""
-    groups = [v.group for v in variables if v.kind == "vector"]
+    along: dict[str | None, set[str | None]] = {}
+    for v in variables:
+        if v.kind == "vector":
+            along.setdefault(v.group, set()).add(v.component)
     return [
         replace(v, kind="scalar", component=None, group=None)
-        if v.kind == "vector" and v.name not in stated and groups.count(v.group) < 2
+        if v.kind == "vector" and v.name not in stated and len(along[v.group]) < 2
         else v
         for v in variables
     ]
 
 
 def _grouped(variables: list[Variable]) -> tuple[Variable, ...]:
-    """Give stated components a group where they have none: the k-th along each axis, with equal units."""
-    seen: dict[tuple[str | None, str | None], int] = {}
+    """One group for each vector: where a name occurs k times along an axis (levels, say), the k-th belong
+    together.
+
+    Stated components without a group are tied together by their units.
+    """
+    seen: dict[tuple[str, str | None], int] = {}
     done = []
     for v in variables:
-        if v.kind == "vector" and v.group is None:
-            count = seen[v.component, v.units] = seen.get((v.component, v.units), 0) + 1
-            v = replace(v, group=f"vector {count}" + (f" [{v.units}]" if v.units else ""))
+        if v.kind == "vector":
+            stem = v.group or f"vector [{v.units or 'no units'}]"
+            count = seen[stem, v.component] = seen.get((stem, v.component), 0) + 1
+            v = replace(v, group=stem if count == 1 else f"{stem} ({count})")
         done.append(v)
     return tuple(done)
