@@ -50,7 +50,7 @@ def test_layers(root: Path) -> None:
 
 
 def test_ruff(root: Path) -> None:
-    run(sys.executable, "-m", "ruff", "check", "--no-cache", cwd=root)
+    run(sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", cwd=root)
 
 
 def test_types(root: Path, tmp_path: Path) -> None:
