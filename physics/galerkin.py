@@ -11,7 +11,6 @@ inherit whatever the exact ones conserve through quadratic identities. Time is E
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ from .equation import Equation
 from .grid import Grid
 from .modes import Modes
 from .stepping import ETDRK4
-
-T = TypeVar("T")
 
 
 class Galerkin(Equation):

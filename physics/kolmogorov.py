@@ -3,15 +3,18 @@
     ω_t + u·∇ω = ν ∇²ω − μ ω + ∇×F,      F = A sin(k_f y) x̂,      ∇×F = −A k_f cos(k_f y)
 
 on a doubly periodic box with axes (y, x). Signs: ω = ∂v/∂x − ∂u/∂y; the stream function obeys ∇²ψ = ω,
-u = −∂ψ/∂y, v = ∂ψ/∂x. The flow has no mean velocity (the box rests in it) and no mean vorticity: periodic
-velocities have none, and the equation keeps it so.
+u = −∂ψ/∂y, v = ∂ψ/∂x. The mean velocity is nought by choice of the frame, and so is
+the mean vorticity, as of every periodic velocity.
 
 Budgets of the area means E = ⟨u² + v²⟩/2 (energy), Z = ⟨ω²⟩/2 (enstrophy) and P = ⟨|∇ω|²⟩/2 (palinstrophy):
 
     dE/dt = ⟨u·F⟩ − 2ν Z − 2μ E          dZ/dt = ⟨ω ∇×F⟩ − 2ν P − 2μ Z
 
-Advection takes the form of Basdevant (1983, doi:10.1016/0021-9991(83)90017-3), (∂xx − ∂yy)(uv) + ∂xy(v² −
-u²), which needs four transforms where the plain form needs five.
+Advection takes the form of Basdevant (1983, doi:10.1016/0021-9991(83)90017-3),
+
+    u·∇ω = (∂xx − ∂yy)(uv) + ∂xy(v² − u²),
+
+which needs four transforms where the plain form needs five.
 """
 
 import math

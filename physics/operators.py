@@ -21,7 +21,7 @@ from .grid import Axis, Grid
 from .modes import Modes
 
 
-def weights(x: tuple[float, ...], x0: float, order: int) -> list[float]:
+def difference_weights(x: tuple[float, ...], x0: float, order: int) -> list[float]:
     """Fornberg's weights of u(x) in the derivative of the given order at x0."""
     n = len(x)
     c = [[0.0] * (order + 1) for _ in range(n)]
@@ -58,7 +58,7 @@ def difference_matrix(axis: Axis, order: int, accuracy: int) -> Tensor:
     D = torch.zeros(n, n, dtype=torch.float64)
     if axis.periodic:
         half = inner // 2
-        w = weights(tuple(j * axis.spacing for j in range(-half, half + 1)), 0.0, order)
+        w = difference_weights(tuple(j * axis.spacing for j in range(-half, half + 1)), 0.0, order)
         for i in range(n):
             for j in range(-half, half + 1):
                 D[i, (i + j) % n] += w[j + half]
@@ -70,7 +70,9 @@ def difference_matrix(axis: Axis, order: int, accuracy: int) -> Tensor:
         if start < 0 or start + size > n:
             m = wide
             start = min(max(start, 0), n - m)
-        D[i, start : start + m] = torch.tensor(weights(x[start : start + m], x[i], order), dtype=torch.float64)
+        D[i, start : start + m] = torch.tensor(
+            difference_weights(x[start : start + m], x[i], order), dtype=torch.float64
+        )
     return D
 
 

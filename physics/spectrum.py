@@ -72,8 +72,10 @@ def power_spectrum(u: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         f = torch.fft.rfftfreq(m, d=1 / m) if j == d - 1 else torch.fft.fftfreq(m, d=1 / m)
         k2 = k2[..., None] + (k1 * f.to(torch.float64)) ** 2
     dk = fundamental(grid)
-    i = (k2.sqrt().flatten() / dk).round().long()
-    bins = int(i.max()) + 1
+    top = math.hypot(*(k * m for k, m in zip(_lowest(grid), _highest(grid), strict=True)))
+    bins = round(top / dk) + 1
+    # Reflection adds one mode beyond the last cosine; its amplitude is nought by symmetry, so it may go anywhere.
+    i = (k2.sqrt().flatten() / dk).round().long().clamp(max=bins - 1)
     E = power.new_zeros(*power.shape[:-1], bins).index_add(-1, i.to(u.device), power)
     return dk * torch.arange(bins, dtype=torch.float64, device=u.device), E
 
