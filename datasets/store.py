@@ -186,7 +186,10 @@ def _members(group: Any, spec: FieldSpec) -> dict[str, Any]:
 
 
 def _open_xarray(path: str | Path) -> xr.Dataset:
-    return xr.open_dataset(str(path), engine="zarr", chunks=None)
+    import zarr
+
+    consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
+    return xr.open_dataset(str(path), engine="zarr", chunks=None, consolidated=consolidated)
 
 
 def _breaks(times: xr.DataArray, spec: FieldSpec) -> tuple[int, ...]:
