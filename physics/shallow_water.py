@@ -44,7 +44,7 @@ class ShallowWater(Galerkin):
     ζ/f of 0.1, largest velocity 0.25 m s-1, depths from 7.8 cm up. The one-dimensional power spectra at mode
     number 31 lie 4.6 (velocity) and 6.7 decades (depth) below their maximum, and deeper later. An unchanged
     field is off by 0.23, 0.54 and 0.85 standard deviations of velocity after 1, 20 and 40 frames. Nothing
-    forces the flow: it loses a quarter of its energy in 30 s.
+    forces the flow: it loses a quarter of its energy in 30 s. The relative error of the own time step is 2e-5 a frame.
 
     Args:
         grid: Doubly periodic grid with axes (y, x), in m.

@@ -94,5 +94,5 @@ def test_bad_input_is_refused_with_both_sides():
     with pytest.raises(ValueError, match="found viscosity=nan, wanted a finite number"):
         equation("kolmogorov", BOX, viscosity=float("nan"))
     walls = Grid((Axis("y", (0.0, 1.0, 2.0), "m"), Grid.periodic_box(4).axes[1]))
-    with pytest.raises(ValueError, match="bounded.*wanted two periodic axes"):
+    with pytest.raises(ValueError, match=r"bounded.*wanted two periodic axes"):
         equation("shallow_water", walls)

@@ -79,7 +79,7 @@ def test_waves_run_at_the_frequency_of_the_dispersion_relation(f, m, n):
 
     rest = torch.tensor([0.0, 0.0, H], dtype=torch.float64)[:, None, None]
     t = 2.0
-    found = (e.advance(rest + wave(0), t) - rest) / 1e-8
+    found = (e.advance(rest + wave(0), t, steps=200) - rest) / 1e-8
     torch.testing.assert_close(found, wave(t) / 1e-8, rtol=0, atol=1e-5)
     phase = [torch.fft.fft2(q)[m, n].angle().item() for q in (wave(0)[2], found[2])]
     turned = (phase[0] - phase[1]) % (2 * math.pi)
@@ -99,11 +99,11 @@ def test_mass_is_conserved_to_round_off(dtype, tolerance):
 
 
 def test_inviscid_flow_conserves_energy_and_potential_enstrophy():
-    e = ShallowWater(BOX, viscosity=0, speed=0.03)
+    e = ShallowWater(Grid.periodic_box(48), viscosity=0, speed=0.03)
     u = state(e)
-    a, b = e.invariants(u), e.invariants(e.advance(u, 4.0, steps=400))
+    a, b = e.invariants(u), e.invariants(e.advance(u, 4.0, steps=200))
     torch.testing.assert_close(b["energy"], a["energy"], rtol=1e-6, atol=0)
-    torch.testing.assert_close(b["potential_enstrophy"], a["potential_enstrophy"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(b["potential_enstrophy"], a["potential_enstrophy"], rtol=1e-8, atol=0)
 
 
 def test_viscosity_takes_energy_away():
