@@ -108,7 +108,8 @@ def _match(ds: xr.Dataset, axis: Axis, findings: Findings) -> xr.Dataset:
     """The Dataset with this axis in the spec's order and with the spec's coordinates, or a problem."""
     where, name = f"axis {axis.name!r}", axis.name
     wanted = np.array(axis.coordinates)
-    coordinate = ds.coords.get(name)
+    # ds.coords.get would make up an index where there is none.
+    coordinate = ds.coords[name] if name in ds.coords else None
     if coordinate is None:
         if ds.sizes[name] != axis.size:
             fix = "open the data on the model's grid, or interpolate to it"

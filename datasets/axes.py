@@ -72,7 +72,7 @@ def _axis(
 ) -> tuple[xr.Dataset, Axis | None]:
     where = f"coordinate {dim!r}"
     role = standard_role(role)
-    coordinate = ds.coords.get(dim)
+    coordinate = ds.coords[dim] if dim in ds.coords else None
     if coordinate is None:
         notes.append(f"{dim} has no coordinate: counted in cells")
         return ds, Axis(dim, tuple(float(i) for i in range(ds.sizes[dim])), "1", bool(declared))

@@ -68,7 +68,7 @@ def clock_of(
     system = calendar_of(times)
     if system is None:
         hint = next((str(v) for v in times.attrs.values() if " since " in str(v)), None)
-        if hint and not told:
+        if hint and not told and "units" not in times.attrs:
             found = f"bare numbers from {times.values[0]:g}, with {hint!r} in an attribute other than 'units'"
             return None, [Problem("time", found, "CF units", f"time_units={hint!r}")]
         return _numeric(times, interval, told)

@@ -181,11 +181,9 @@ def _dimensions(
     if problems:
         # The time is renamed all the same, so that the clock is not reported as missing on top.
         return ds.rename({d: "time" for d in times if d != "time"}), {}, notes, problems
-    if not times and "time" in ds.coords and ds["time"].ndim == 0:
-        stamp = ds["time"]
-        ds, problems = merged(ds, names, rename)
-        return ds.expand_dims(time=[stamp.values]), space, notes, problems
     ds, problems = merged(ds, names, rename)
+    if "time" in ds.coords and ds["time"].ndim == 0:
+        ds = ds.expand_dims("time")
     if not problems:
         for name in names:
             lacking = [d for d in (*space, *(["time"] if times else [])) if d not in ds[name].dims]

@@ -58,8 +58,8 @@ _AXES = {"T": "time", "X": "x", "Y": "y", "Z": "vertical"}
 
 def role_of(ds: xr.Dataset, dim: str) -> str | None:
     """The role of a dimension, or None where neither its attributes nor its name say."""
-    coordinate = ds.coords.get(dim)
-    if coordinate is not None:
+    if dim in ds.coords:
+        coordinate = ds.coords[dim]
         standard_name = _STANDARD_NAMES.get(coordinate.attrs.get("standard_name", ""))
         if standard_name:
             return standard_name
@@ -164,6 +164,8 @@ def merged(ds: xr.Dataset, variables: Sequence[str], rename: Mapping[str, str]) 
         arrays[name] = array.drop_vars([d for d in other if d in array.coords]).rename(other)
     bare = xr.Dataset(arrays, attrs=ds.attrs)
     coords = {new: (new, ds[old].variable.data, ds[old].attrs) for new, old in kept.items() if old in ds.coords}
+    if "time" in ds.coords and ds["time"].ndim == 0 and "time" not in coords:
+        return bare.assign_coords(coords).assign_coords(time=ds["time"].reset_coords(drop=True)), []
     return bare.assign_coords(coords), []
 
 
