@@ -17,7 +17,6 @@ to 3/2 n instead. Both are the same Galerkin method seen from two grids.
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -93,9 +92,3 @@ class Modes:
             v = torch.fft.ifft(v, dim=-2, norm="forward")
         u: Tensor = torch.fft.irfft(v, n=n[-1], dim=-1, norm="forward")
         return u
-
-
-@lru_cache(maxsize=64)
-def modes(grid: Grid) -> Modes:
-    """All modes of a grid (cached)."""
-    return Modes(grid)
