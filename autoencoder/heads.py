@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..datasets.spec import FieldSpec
-from ..physics.constraints import solenoidal, with_mass, with_mean
+from ..physics.constraints import from_vorticity, weighted_mean, with_mass, with_mean
+from ..physics.grid import Grid
+from ..physics.operators import curl
 
 __all__ = ["HEADS", "Heads", "suggest_heads"]
 
@@ -54,34 +56,39 @@ class Heads(nn.Module):
                 f"axes {spec.grid.names}, periodic {spec.grid.periodic}, vector components "
                 f"{[v.name for v in spec.variables if v.kind == 'vector']}"
             )
-        weights = spec.mask_tensor() * spec.grid.area_weights()
-        weights = weights / weights.mean(dim=tuple(range(1, weights.ndim)), keepdim=True)
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("weights", spec.mask_tensor() * spec.grid.area_weights(), persistent=False)
         # softplus is bent where the field is small against this scale, and linear above
-        scale = [(v.std or 1.0) * 0.05 for v in spec.variables]
-        self.register_buffer("scale", torch.tensor(scale).reshape(-1, *(1,) * spec.grid.ndim), persistent=False)
+        self.bends = [0.05 * (v.std or 1.0) for v in spec.variables]
 
     def carried(self, u: Tensor) -> Tensor:
-        """Area means of every variable, ``(B, C)`` float64, from ``u (B, C, *space)`` in physical units."""
-        space = tuple(range(2, u.ndim))
-        return (u.double() * self.weights).mean(dim=space)
+        """Area means of every variable over its valid cells, ``(B, C)`` float64, from ``u (B, C, *space)``."""
+        return torch.stack([weighted_mean(u[:, i], w) for i, w in enumerate(self.weights)], dim=1)
 
     def forward(self, u: Tensor, carried: Tensor) -> Tensor:
         """``u (B, C, *space)`` and ``carried (B, C)``, both in physical units, to the constrained field."""
+        fields = list(u.unbind(dim=1))
         if "divergence_free" in self.names and self.vector is not None:
-            u = u.clone()
-            u[:, list(self.vector)] = solenoidal(u[:, list(self.vector)], self.grid)
-        if "positive" in self.names:
-            u = u.clone()
-            scale = self.scale[self.positive]
-            u[:, self.positive] = scale * F.softplus(u[:, self.positive] / scale)
-        if "mass" in self.names:
-            u = u.clone()
-            u[:, self.positive] = with_mass(u[:, self.positive], carried[:, self.positive], self.weights[self.positive])
-        if "mean" in self.names and self.others:
-            u = u.clone()
-            u[:, self.others] = with_mean(u[:, self.others], carried[:, self.others], self.weights[self.others])
-        return u
+            along_x, along_y = self.vector
+            velocity = solenoidal(torch.stack([fields[along_x], fields[along_y]], dim=1), self.grid)
+            fields[along_x], fields[along_y] = velocity.unbind(dim=1)
+        for i in self.positive:
+            if "mass" in self.names:
+                fields[i] = with_mass(fields[i], carried[:, i], self.weights[i], self.bends[i])
+            elif "positive" in self.names:
+                fields[i] = self.bends[i] * F.softplus(fields[i] / self.bends[i])
+        if "mean" in self.names:
+            for i in self.others:
+                fields[i] = with_mean(fields[i], carried[:, i], self.weights[i])
+        return torch.stack(fields, dim=1)
+
+
+def solenoidal(velocity: Tensor, grid: Grid) -> Tensor:
+    """Divergence-free part plus mean flow of ``velocity (…, 2, y, x)``, through its stream function.
+
+    This is the orthogonal (Leray) projection, so it never takes a field further from a divergence-free truth.
+    """
+    mean = velocity.mean(dim=(-2, -1), keepdim=True)
+    return from_vorticity(curl(velocity, grid), grid) + mean
 
 
 def velocity_channels(spec: FieldSpec) -> tuple[int, int] | None:
@@ -101,8 +108,6 @@ def suggest_heads(spec: FieldSpec, u: Tensor, tolerance: float = 1e-5) -> tuple[
     A mean is conserved if its drift over the frames is below ``tolerance`` of the variable's standard deviation; a velocity
     is divergence-free if its divergent part is. What the data does not obey must not be imposed.
     """
-    from ..physics.constraints import solenoidal as project
-
     probe = Heads(spec)
     means = probe.carried(u)
     std = u.double().std(dim=(0, *range(2, u.ndim)))
@@ -111,7 +116,7 @@ def suggest_heads(spec: FieldSpec, u: Tensor, tolerance: float = 1e-5) -> tuple[
     vector = probe.vector
     if vector is not None and all(spec.grid.periodic):
         v = u[:, list(vector)].double()
-        if (v - project(v, spec.grid)).square().mean().sqrt() <= 100 * tolerance * v.std():
+        if (v - solenoidal(v, spec.grid)).square().mean().sqrt() <= 100 * tolerance * v.std():
             heads.append("divergence_free")
     if probe.positive:
         heads.append("positive")

@@ -8,7 +8,7 @@ the budget is spent.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Stage(lightning.LightningModule):
         steps: optimiser steps of the whole stage.
         lr, warmup, weight_decay, clip: of the optimiser; ``warmup`` in steps.
         cpu_minutes: end at this much processor time instead, whatever the steps.
+        generator: that the objective draws from; its state travels in the checkpoint, so that a resumed run draws on.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Stage(lightning.LightningModule):
         weight_decay: float = 1e-4,
         clip: float = 1.0,
         cpu_minutes: float | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.module = module
@@ -53,6 +55,7 @@ class Stage(lightning.LightningModule):
         self.lr, self.warmup, self.weight_decay, self.clip = lr, warmup, weight_decay, clip
         self.budget = None if cpu_minutes is None else 60 * cpu_minutes
         self.spent = 0.0
+        self.generator = generator
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         for part in parameters:
@@ -73,6 +76,9 @@ class Stage(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         self._start = time.process_time()
+
+    def on_fit_end(self) -> None:
+        self.spent = self.elapsed
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate: linear warm-up, then a cosine from ``lr`` to zero in ``progress``."""
@@ -103,10 +109,16 @@ class Stage(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lapse_stage"] = {"spent": self.elapsed, "history": self.history}
+        if self.generator is not None:
+            checkpoint["lapse_stage"]["generator"] = self.generator.get_state()
+        checkpoint["lapse_stage"]["torch"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.spent = checkpoint["lapse_stage"]["spent"]
         self.history = list(checkpoint["lapse_stage"]["history"])
+        if self.generator is not None:
+            self.generator.set_state(checkpoint["lapse_stage"]["generator"])
+        torch.set_rng_state(checkpoint["lapse_stage"]["torch"])
 
 
 class StopAtBudget(Callback):
@@ -131,7 +143,7 @@ def callbacks(folder: Path, every: int, ema: float | None) -> list[Callback]:
 
 def fit(
     stage: Stage,
-    batches: Iterable[Any],
+    data: lightning.LightningDataModule,
     folder: Path,
     trainer: dict[str, Any],
     every: int = 200,
@@ -140,7 +152,7 @@ def fit(
     """Run a stage to its end, from its last checkpoint if there is one; afterwards the module holds the averaged weights.
 
     Arguments:
-        batches: a loader of ``(u, phase)``; if it has ``state_dict`` the order of the data is resumed too.
+        data: gives batches ``(u, phase)``; the order of its loader is resumed too.
         folder: for the checkpoint, ``folder/last.ckpt``.
         trainer: keyword arguments of `lightning.Trainer` (accelerator, devices, strategy, precision, …).
         every: steps between checkpoints.
@@ -153,8 +165,9 @@ def fit(
         callbacks=callbacks(folder, every, ema),
         default_root_dir=folder,
         logger=False,
+        limit_val_batches=0,
         enable_model_summary=False,
         **trainer,
     )
-    run.fit(stage, batches, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    run.fit(stage, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     return stage

@@ -1,0 +1,84 @@
+"""The model card: what a model is, how it was trained, and what it was measured to do on data it never saw."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..autoencoder.assess import assess
+from ..datasets.datamodule import FieldData
+from ..physics.equation import Equation, equation
+from .skill import rollout_skill
+
+if TYPE_CHECKING:
+    from .model import Model
+
+__all__ = ["write_card"]
+
+_FRAMES = 400  # of the test split that the autoencoder is assessed on
+_LEADS = (1, 2, 5, 10, 20)
+
+
+def write_card(model: "Model", data: FieldData, records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown; every figure in it is measured here, on the test split (on validation where there is no test split)."""
+    name = "test" if data.splits["test"] else "val"
+    train, test = gather(data, "train", 1000), gather(data, name, _FRAMES)
+    figures = assess(model.emulator.autoencoder, train, test, law(model))
+    lines = [
+        f"# {model.name}",
+        "",
+        f"A lapse model (version {__version__}), trained on {sum(r.t1 - r.t0 for r in data.splits['train'])} consecutive frames "
+        f"of {sum(r.k1 - r.k0 for r in data.splits['train'])} trajectories; the figures below are from the {name} split.",
+        "",
+        "## Fields",
+        "",
+        "```",
+        str(model.spec),
+        "```",
+        "",
+        "## Autoencoder",
+        "",
+        f"{figures['latent_numbers']} numbers a frame, {figures['compression']:.1f} times fewer than the field; "
+        f"encode {figures['encode_ms']:.2f} ms, decode {figures['decode_ms']:.2f} ms a frame on this machine.",
+        "",
+        "| variable | VRMSE | PCA with as many numbers | error in low / middle / high wavenumbers |",
+        "|---|---|---|---|",
+    ]
+    for variable, error in figures["vrmse"].items():
+        bands = " / ".join(f"{b:.3f}" for b in figures["bands"].get(variable, [])) or "masked"
+        lines.append(f"| {variable} | {error:.4f} | {figures['pca'][variable]:.4f} | {bands} |")
+    if "residual_floor" in figures:
+        floor = figures["residual_floor"]
+        lines += ["", f"Residual floor: {floor['reconstruction']:.2e} of the field after decoding, {floor['data']:.2e} for the data."]
+    lines += ["", "## Forecasts", "", "Root mean square error of the mean of 8 members over the test data's standard deviation; spread/skill in brackets.", ""]
+    skill = rollout_skill(model, data, name, _LEADS)
+    lines += ["| lead (frames) | " + " | ".join(str(k) for k in skill["leads"]) + " |", "|---" * (len(skill["leads"]) + 1) + "|"]
+    for row, values in skill["rows"].items():
+        lines.append(f"| {row} | " + " | ".join(values) + " |")
+    lines += ["", "## Training", "", "| stage | steps | CPU minutes |", "|---|---|---|"]
+    lines += [f"| {r['stage']} | {r['steps']} | {r['cpu_minutes']:.1f} |" for r in records]
+    lines += ["", f"Seed {model.config['training']['seed']}; data options {model.config['training']['data']}.", ""]
+    return "\n".join(lines)
+
+
+def gather(data: FieldData, name: str, limit: int) -> tuple[Tensor, Tensor]:
+    """Up to ``limit`` frames of a split, the first ones of every piece that is read."""
+    fields, phases, have = [], [], 0
+    for u, phase in data.frames(name):  # type: ignore[arg-type]
+        take = min(len(u), limit - have)
+        fields.append(u[:take])
+        phases.append(phase[:take])
+        have += take
+        if have >= limit:
+            break
+    return torch.cat(fields), torch.cat(phases)
+
+
+def law(model: "Model") -> Equation | None:
+    """The equation that the spec names, on its grid with its parameters; None where it names none."""
+    spec = model.spec
+    if spec.equation is None:
+        return None
+    return equation(spec.equation, spec.grid, **spec.parameters)

@@ -1,0 +1,174 @@
+"""The model as a scientist meets it: Dataset in, Dataset out.
+
+A `Model` is an `Emulator` with its spec, its name and its card. Everything that comes in is checked against the
+spec, in physical units; everything that leaves carries units, CF names and its provenance.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..autoencoder.model import Latent
+from ..datasets.check import check
+from ..datasets.fields import to_dataset, to_tensor
+from ..datasets.spec import FieldSpec
+from ..datasets.time import phase as phase_of
+from .emulator import Emulator, Mode
+from .forecast import forecast
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Model"]
+
+_BATCH = 64  # frames encoded or decoded at once
+
+
+class Model:
+    """A trained surrogate.
+
+    Attributes:
+        spec: what it was trained on: variables, units, grid, frame interval, masks.
+        emulator: the networks.
+        name, config, card: as in its package; ``card`` is the model card in Markdown.
+    """
+
+    def __init__(
+        self, emulator: Emulator, name: str, config: dict[str, Any], card: str = "", source: Path | None = None
+    ) -> None:
+        self.emulator = emulator
+        self.name = name
+        self.config = config
+        self.card = card
+        self.source = source
+
+    @property
+    def spec(self) -> FieldSpec:
+        """What the model was trained on."""
+        return self.emulator.autoencoder.spec
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes it can forecast in, the default first."""
+        return self.emulator.modes
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 of the weights file; "unsaved" for a model that was never written."""
+        return str(self.config.get("sha256", "unsaved"))
+
+    def check(self, ds: xr.Dataset | xr.DataArray, *, members: bool = False) -> xr.Dataset:
+        """The Dataset as the model needs it, or a `SpecError` that names every problem at once.
+
+        Arguments:
+            ds: at least ``history`` consecutive frames.
+            members: allow a ``member`` dimension, an ensemble of initial states.
+        """
+        return check(ds, self.spec, history=self.emulator.history, members=members)
+
+    def forecast(
+        self,
+        ds: xr.Dataset | xr.DataArray,
+        steps: int,
+        members: int = 32,
+        *,
+        seed: int = 0,
+        init_times: Any = "last",
+        mode: Mode | None = None,
+        store: str | Path | None = None,
+        resume: bool = False,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> xr.Dataset:
+        """An ensemble forecast with dims ``(init_time, member, lead_time, *space)``; see `lapse.surrogate.forecast`."""
+        return forecast(
+            self, ds, steps, members, seed=seed, init_times=init_times, mode=mode, store=store, resume=resume,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def encode(self, ds: xr.Dataset | xr.DataArray) -> xr.Dataset:
+        """Latents of every frame: ``latent (…, channel, *latent axes)`` and the conserved means ``carried (…, variable)``."""
+        ds = check(ds, self.spec, history=1, members=True)
+        fields, leading, phase = self._frames(ds)
+        parts = [self.emulator.autoencoder.encode(u, p) for u, p in _batches(fields, phase)]
+        z, carried = torch.cat([p.z for p in parts]), torch.cat([p.carried for p in parts])
+        sizes = [ds.sizes[d] for d in leading]
+        axes = [f"latent_{name}" for name in self.spec.grid.names]
+        out = xr.Dataset(
+            {
+                "latent": ((*leading, "channel", *axes), z.reshape(*sizes, *z.shape[1:]).numpy(), {"units": "1"}),
+                "carried": ((*leading, "variable"), carried.reshape(*sizes, -1).numpy()),
+            },
+            coords={**{d: ds[d] for d in leading if d in ds.coords}, "variable": list(self.spec.names)},
+            attrs={"lapse_model": self.name, "source": f"lapse {self.name} sha256:{self.weights_hash}"},
+        )
+        return out
+
+    @torch.no_grad()
+    def decode(self, latents: xr.Dataset) -> xr.Dataset:
+        """Fields of latents that `encode` made, in physical units; refuses latents of another model."""
+        made_by = latents.attrs.get("source", "")
+        if made_by and not made_by.endswith(self.weights_hash):
+            raise ValueError(f"these latents come from {made_by!r}, not from {self.name} sha256:{self.weights_hash}")
+        own = self.emulator.latent_shape
+        leading = [str(d) for d in latents["latent"].dims[: -len(own)]]
+        z = torch.from_numpy(np.ascontiguousarray(latents["latent"].values)).reshape(-1, *own)
+        carried = torch.from_numpy(np.ascontiguousarray(latents["carried"].values)).reshape(len(z), -1)
+        phase = self._phase(latents, leading)
+        fields = torch.cat(
+            [
+                self.emulator.autoencoder.decode(Latent(z[i : i + _BATCH], carried[i : i + _BATCH]), None if phase is None else phase[i : i + _BATCH])
+                for i in range(0, len(z), _BATCH)
+            ]
+        )
+        sizes = [latents.sizes[d] for d in leading]
+        coords = {d: latents[d] for d in leading if d in latents.coords}
+        return to_dataset(fields.reshape(*sizes, *self.spec.shape), self.spec, leading, coords, {"lapse_model": self.name})
+
+    def reconstruction(self, ds: xr.Dataset | xr.DataArray) -> xr.Dataset:
+        """What the autoencoder keeps of each frame: decode(encode(ds)), to be compared with ``ds``."""
+        return self.decode(self.encode(ds))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the package: weights, config, spec and card."""
+        from .package import save
+
+        return save(self, path)
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.emulator.parameters())
+        latent = "×".join(map(str, self.emulator.latent_shape))
+        network = self.emulator.autoencoder.network
+        return (
+            f"<lapse.Model {self.name!r}: {count / 1e6:.2f} M weights, latent {latent} "
+            f"({network.compression:.1f}× smaller), modes {', '.join(self.modes)}>\n{self.spec}"
+        )
+
+    def _frames(self, ds: xr.Dataset) -> tuple[Tensor, list[str], Tensor | None]:
+        """All frames as one batch, the names of their dims, and their phases."""
+        fields = to_tensor(ds, self.spec)
+        space = self.spec.grid.names
+        leading = [str(d) for d in ds[self.spec.names[0]].dims if d not in space]
+        return fields.reshape(-1, *self.spec.shape), leading, self._phase(ds, leading)
+
+    def _phase(self, ds: xr.Dataset, leading: Sequence[str]) -> Tensor | None:
+        """Phase of every frame in the order of the flattened leading dims, None for a model without a calendar."""
+        if self.spec.calendar is None:
+            return None
+        values: NDArray[np.float32] = phase_of(ds["time"])
+        expanded = xr.DataArray(values, dims=("time", "component"))
+        sizes = {d: ds.sizes[d] for d in leading}
+        full = expanded.expand_dims({d: n for d, n in sizes.items() if d != "time"}).transpose(*leading, "component")
+        return torch.from_numpy(np.ascontiguousarray(full.values)).reshape(-1, 4)
+
+
+def _batches(fields: Tensor, phase: Tensor | None) -> "list[tuple[Tensor, Tensor | None]]":
+    return [
+        (fields[i : i + _BATCH], None if phase is None else phase[i : i + _BATCH]) for i in range(0, len(fields), _BATCH)
+    ]

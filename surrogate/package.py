@@ -1,0 +1,136 @@
+"""A released model: a directory without code.
+
+    model.safetensors   the weights, normalisation included
+    config.json         sizes and names; every class is looked up in our own registry, none is imported by name
+    spec.json           what the fields are
+    README.md           the model card, with the measured figures
+
+Nothing is unpickled and nothing is instantiated from a path in a file. The config holds the sha256 of the weights, and a
+load that finds others is refused.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..datasets.spec import FieldSpec
+
+if TYPE_CHECKING:
+    from .emulator import Emulator
+    from .model import Model
+
+__all__ = ["PackageError", "build", "load", "save", "shipped"]
+
+FORMAT_VERSION = 1
+SHIPPED = Path(__file__).parent / "models"
+
+
+class PackageError(ValueError):
+    """A directory that is not a released model, or not one that this version can read."""
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
+
+
+def load(name: str | Path, device: str = "cpu") -> "Model":
+    """Open a model that is shipped with the package, or a directory.
+
+    Arguments:
+        name: one of `shipped`, or a path.
+        device: where the networks live, for instance "cuda".
+
+    Raises PackageError with what was found, what was wanted, and the usual fix.
+    """
+    from safetensors.torch import load as load_tensors
+
+    from .model import Model
+
+    folder = SHIPPED / str(name) if str(name) in shipped() else Path(name)
+    if not folder.is_dir():
+        raise PackageError(f"no model {str(name)!r}: found no such directory; shipped models are {', '.join(shipped()) or 'none'}")
+    config, spec = _read(folder / "config.json"), FieldSpec.from_dict(_read(folder / "spec.json"))
+    found = config.get("format_version")
+    if found != FORMAT_VERSION:
+        raise PackageError(
+            f"{folder}: found format_version {found!r}, wanted {FORMAT_VERSION}; it was written by lapse "
+            f"{config.get('lapse_version', '?')}, this is {__version__}. Use the version that wrote it, or train again."
+        )
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise PackageError(f"{folder}: found no model.safetensors; the copy is incomplete")
+    data = weights.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != config["sha256"]:
+        raise PackageError(
+            f"{weights}: found sha256 {digest[:12]}…, wanted {config['sha256'][:12]}…; the file was changed or cut short"
+        )
+    emulator = build(spec, config)
+    emulator.load_state_dict(load_tensors(data))
+    card = folder / "README.md"
+    return Model(
+        emulator.to(device).eval(), config["name"], config, card.read_text() if card.exists() else "", source=folder
+    )
+
+
+def save(model: "Model", path: str | Path) -> Path:
+    """Write a model as a directory, atomically enough: weights first, the config that vouches for them last."""
+    from safetensors.torch import save as save_tensors
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.emulator.state_dict().items()}
+    data = save_tensors(tensors)
+    (folder / "model.safetensors").write_bytes(data)
+    (folder / "spec.json").write_text(json.dumps(model.spec.to_dict(), indent=1) + "\n")
+    (folder / "README.md").write_text(model.card)
+    config = {
+        **model.config,
+        "format_version": FORMAT_VERSION,
+        "lapse_version": __version__,
+        "name": model.name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    return folder
+
+
+def build(spec: FieldSpec, config: dict[str, Any]) -> "Emulator":
+    """The networks that a config describes, with fresh weights.
+
+    ``config`` has the entries ``normaliser``, ``autoencoder`` and ``emulator``, each the keyword arguments of its class.
+    """
+    from ..autoencoder.model import Autoencoder
+    from ..datasets.normalise import Normaliser
+    from .emulator import Emulator
+
+    try:
+        autoencoder_config = dict(config["autoencoder"])
+        autoencoder = Autoencoder(
+            spec,
+            Normaliser(spec, **config["normaliser"]),
+            network=autoencoder_config.pop("network"),
+            heads=tuple(autoencoder_config.pop("heads", ())),
+            **autoencoder_config,
+        )
+        emulator_config = dict(config["emulator"])
+        emulator_config["parts"] = tuple(emulator_config.get("parts", ("mean", "generator", "fast")))
+        return Emulator(autoencoder, **emulator_config)
+    except (KeyError, TypeError) as problem:
+        raise PackageError(f"this config does not describe a model: {problem}") from problem
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise PackageError(f"{path.parent}: found no {path.name}; a model is a directory with config.json, spec.json "
+                           "and model.safetensors") from None
+    except json.JSONDecodeError as problem:
+        raise PackageError(f"{path}: not JSON ({problem}); the copy is damaged") from None
+    if not isinstance(data, dict):
+        raise PackageError(f"{path}: found {type(data).__name__}, wanted an object")
+    return data

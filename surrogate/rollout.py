@@ -1,0 +1,61 @@
+"""Rollouts: frame after frame in latent space, decoded on the way out and never encoded again.
+
+The loop carries gradients (nothing in here switches them off), so that an objective of the forecast can be differentiated
+with respect to the initial state. Members that leave the realm of finite numbers are reported, not repaired.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .emulator import Emulator, Mode, State
+from .noise import draw
+
+__all__ = ["finite_members", "repeat_state", "rollout"]
+
+
+def rollout(
+    emulator: Emulator,
+    state: State,
+    steps: int,
+    mode: Mode,
+    generators: Sequence[torch.Generator] = (),
+    phase: Tensor | None = None,
+) -> Iterator[tuple[State, Tensor]]:
+    """Yield ``(state, fields (B, C, *space))`` for each of ``steps`` frames, in physical units.
+
+    Arguments:
+        state: of batch size B, one entry a member.
+        generators: one a member; each gives the noise of the step, then that of the decoder, frame by frame.
+        phase: ``(steps + 1, 4)``, phase of the year and day from the initial frame on; None for models without a calendar.
+
+    Raises ValueError where the mode needs noise and the number of generators is not B.
+    """
+    size, decode_size = emulator.noise_size(mode), emulator.decode_noise_size
+    batch = len(state.z)
+    if (size or decode_size) and generators and len(generators) != batch:
+        raise ValueError(f"need one generator a member: found {len(generators)} for {batch} members")
+    if size and not generators:
+        raise ValueError(f"mode {mode!r} is random: it needs one generator a member, {batch} in all")
+    device = state.z.device
+
+    def at(k: int) -> Tensor | None:
+        return None if phase is None else phase[k].to(device).expand(batch, 4)
+
+    for k in range(steps):
+        noise = draw(generators, size).to(device) if size else None
+        state = emulator.advance(state, noise, at(k), mode)
+        # the mean net forecasts the mean: a drawn decoder error would only add to its error
+        decode_noise = draw(generators, decode_size).to(device) if decode_size and generators and mode != "mean" else None
+        yield state, emulator.decode(state, at(k + 1), decode_noise)
+
+
+def repeat_state(state: State, members: int) -> State:
+    """One state, ``members`` times."""
+    return State(state.z.repeat_interleave(members, dim=0), state.carried.repeat_interleave(members, dim=0))
+
+
+def finite_members(fields: Tensor) -> Tensor:
+    """``(B, C, *space) -> (B,)``: whether all values of a member are finite."""
+    return torch.isfinite(fields).flatten(1).all(dim=1)
