@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..physics.grid import Axis
 from .axes import coordinate_values
-from .names import LEADING, assign, merged, role_of, standard_role, suggestion
+from .names import LEADING, assign, coordinate_of, merged, role_of, standard_role, suggestion
 from .problem import Findings
 from .spec import FieldSpec
 from .units import conversion
@@ -108,8 +108,7 @@ def _match(ds: xr.Dataset, axis: Axis, findings: Findings) -> xr.Dataset:
     """The Dataset with this axis in the spec's order and with the spec's coordinates, or a problem."""
     where, name = f"axis {axis.name!r}", axis.name
     wanted = np.array(axis.coordinates)
-    # ds.coords.get would make up an index where there is none.
-    coordinate = ds.coords[name] if name in ds.coords else None
+    coordinate = coordinate_of(ds, name)
     if coordinate is None:
         if ds.sizes[name] != axis.size:
             fix = "open the data on the model's grid, or interpolate to it"

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..physics.grid import Axis, Grid
-from .names import standard_role
+from .names import coordinate_of, standard_role
 from .problem import Problem
 
 __all__ = ["DEGREES", "axis_units", "build_grid", "coordinate_values", "unrolled"]
@@ -72,7 +72,7 @@ def _axis(
 ) -> tuple[xr.Dataset, Axis | None]:
     where = f"coordinate {dim!r}"
     role = standard_role(role)
-    coordinate = ds.coords[dim] if dim in ds.coords else None
+    coordinate = coordinate_of(ds, dim)
     if coordinate is None:
         notes.append(f"{dim} has no coordinate: counted in cells")
         return ds, Axis(dim, tuple(float(i) for i in range(ds.sizes[dim])), "1", bool(declared))

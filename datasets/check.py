@@ -19,6 +19,7 @@ import xarray as xr
 from .align import align
 from .frames import check_times
 from .infer import as_dataset
+from .integers import unpacked
 from .levels import split_dimension
 from .problem import Findings, SpecError, SpecWarning
 from .scan import Scan, scan
@@ -151,14 +152,9 @@ def _decoded(array: xr.DataArray, findings: Findings) -> xr.DataArray | None:
     if array.dtype.kind not in "iu":
         findings.problem(where, f"{array.dtype} values", "floating-point numbers", "ds.astype('float32'), if it is one")
         return None
-    packing = {k: array.attrs[k] for k in ("scale_factor", "add_offset", "_FillValue") if k in array.attrs}
-    numbers = array.astype(np.float64)
-    if "_FillValue" in packing:
-        numbers = numbers.where(array != packing["_FillValue"])
-    if packing:
-        numbers = numbers * packing.get("scale_factor", 1.0) + packing.get("add_offset", 0.0)
-    numbers.attrs = {k: v for k, v in array.attrs.items() if k not in packing}
-    findings.note(f"{array.name} {'unpacked' if packing else 'cast'} from {array.dtype}")
+    numbers, note = unpacked(array)
+    if note:
+        findings.note(note)
     return numbers
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..physics.grid import Grid
 from .axes import build_grid
 from .frames import clock_of
+from .integers import unpacked
 from .levels import split_dimension
 from .names import LEADING, assign, merged, role_of, standard_role
 from .problem import Problem, SpecError
@@ -58,6 +59,9 @@ def infer(
     if not names:
         raise SpecError(problems)
 
+    numbers = {name: unpacked(ds[name]) for name in names}
+    ds = ds.assign({name: array for name, (array, _) in numbers.items()})
+    notes = notes + [note for _, note in numbers.values() if note]
     ds, space, said, found = _dimensions(ds, names, dims)
     notes, problems = notes + said, problems + found
     grid: Grid | None = None

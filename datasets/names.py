@@ -20,7 +20,7 @@ import xarray as xr
 
 from .problem import Problem
 
-__all__ = ["LEADING", "assign", "merged", "role_of", "standard_role", "suggestion"]
+__all__ = ["LEADING", "assign", "coordinate_of", "merged", "role_of", "standard_role", "suggestion"]
 
 LEADING = ("trajectory", "init_time", "member", "lead_time", "time")
 """Roles that are not axes of the grid, in the order in which a canonical Dataset has them."""
@@ -56,10 +56,17 @@ _STANDARD_NAMES = {
 _AXES = {"T": "time", "X": "x", "Y": "y", "Z": "vertical"}
 
 
+def coordinate_of(ds: xr.Dataset, dim: str) -> xr.DataArray | None:
+    """The coordinate of a dimension, None where it has none (`ds.coords.get` would make one up)."""
+    if dim not in ds.coords:
+        return None
+    return ds.coords[dim]
+
+
 def role_of(ds: xr.Dataset, dim: str) -> str | None:
     """The role of a dimension, or None where neither its attributes nor its name say."""
-    if dim in ds.coords:
-        coordinate = ds.coords[dim]
+    coordinate = coordinate_of(ds, dim)
+    if coordinate is not None:
         standard_name = _STANDARD_NAMES.get(coordinate.attrs.get("standard_name", ""))
         if standard_name:
             return standard_name

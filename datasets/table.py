@@ -37,7 +37,7 @@ def spec_table(spec: "FieldSpec") -> str:
     rows = [("axis", "size", "from", "to", "units", "spacing", "periodic")]
     for axis in spec.grid.axes:
         first, last = axis.coordinates[0], axis.coordinates[-1]
-        spacing = f"{axis.spacing:.6g}" if axis.regular else "irregular"
+        spacing = f"{axis.spacing:.6g}" if axis.regular else "irregular" if axis.size > 1 else "-"
         rows.append(
             (
                 axis.name,
