@@ -147,6 +147,8 @@ class ShardedWriter:
         chunks: Mapping[str, int],
         grow: Sequence[str],
     ) -> ShardedWriter:
+        import zarr
+
         old = cls.open(path)
         found = {k: old.manifest[k] for k in wanted}
         longer = {d: n for d, n in old.plan.sizes.items() if d in grow and template.sizes.get(d, 0) > n}
@@ -164,7 +166,9 @@ class ShardedWriter:
                 new._marker(block).unlink(missing_ok=True)
         for name, v in new.plan.variables.items():
             new._array(name).resize(tuple(v["shape"]))
-        fixed = template.drop_vars(list(new.plan.variables)).drop_attrs(deep=False)
+        fixed = template.drop_vars(list(new.plan.variables))
+        # xarray replaces the global attributes by those it is given: keep what was added since.
+        fixed.attrs = {**zarr.open_group(path, mode="r", use_consolidated=False).attrs, **template.attrs}
         fixed = fixed.drop_vars([n for n, v in fixed.variables.items() if not set(v.dims) & set(longer)])
         for name in map(str, fixed.variables):
             shutil.rmtree(path / name, ignore_errors=True)
