@@ -2,7 +2,7 @@
 
     dims          (init_time, member, lead_time, *the input's own spatial dims)
     coordinates   valid_time (init_time, lead_time), and CF standard names on all of them
-    valid         (init_time, member): 0 where a member left the realm of finite numbers; its fields are NaN from there on
+    valid         (init_time, member): 0 where a member left the realm of finite numbers; from there on it is NaN
 
 The unit of work is a block of members of one start. In a store a block is a shard: it has one writer, it is written at
 once and then marked, and a resume does what has no mark. Since a member depends only on (seed, init_time, member),
@@ -11,9 +11,11 @@ the blocks, their order and their size leave no trace in the numbers.
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +27,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import __version__
-from ..datasets.check import check
 from ..datasets.fields import space_coordinates, to_tensor
 from ..datasets.layout import blank
-from ..datasets.problem import Problem, SpecError
 from ..datasets.shards import ShardedWriter
+from ..datasets.spec import FieldSpec
 from ..datasets.time import lead_coordinate, valid_time
 from ..datasets.time import phase as phase_of
 from .emulator import Mode, State
-from .noise import member_generator
-from .rollout import finite_members, repeat_state, rollout
+from .noise import member_generator, spelling
+from .rollout import finite_members, rollout
+from .starts import initial_frames
+from .tables import lead_label
 
 if TYPE_CHECKING:
     from .model import Model
@@ -43,6 +46,10 @@ __all__ = ["forecast"]
 
 _BLOCK_BYTES = 128 * 2**20  # of one block's fields in memory
 _SHARE_OF_MEMORY = 0.25
+_TOLD = 5  # members named in a warning
+# Matrix libraries take another path for three rows or fewer and round otherwise, which chaos amplifies: smaller blocks
+# of random members are filled up, so that a member is the same, bit by bit, in a block of any size.
+_SMALLEST_BATCH = 4
 
 
 def forecast(
@@ -62,15 +69,18 @@ def forecast(
     """Forecast ``members`` futures of ``steps`` frames from one or several starts.
 
     Arguments:
-        ds: analyses in physical units, at least ``history`` frames up to each start. With a ``member`` dimension they are
-            an ensemble of initial states, and forecast member m starts from initial member m modulo their number.
+        ds: analyses in physical units, at least ``history`` frames up to each start; of a lazy Dataset only these are
+            read. With a ``member`` dimension they are an ensemble of initial states, and forecast member m starts from
+            initial member m modulo their number.
         steps, members: leads (the first is one frame interval after the start) and ensemble size.
         seed: of the ensemble; a member is a function of (seed, init_time, member).
-        init_times: "last", "all" (every time with enough history), or times of ``ds``.
-        mode: "fast" (one network evaluation a frame), "quality" (multi-step flow matching) or "mean"; default is the model's first.
+        init_times: "last", "all" (every time with enough history), or one or more times of ``ds``: as ISO text,
+            datetime64, datetime, cftime, or numbers in the spec's unit of time.
+        mode: "fast" (one network evaluation a frame), "quality" (multi-step flow matching) or "mean"; default is the
+            model's first.
         store: path of a zarr store to stream into; the result is then opened lazily from it.
         resume: continue a store, adding missing blocks and, if ``members`` has grown, new members.
-        batch_size: members computed at once, and per shard of a store.
+        batch_size: members computed at once, and per shard of a store; a store that is continued keeps its own.
 
     Returns:
         Dataset in physical units, NaN under the masks.
@@ -98,13 +108,11 @@ class _Job:
     ) -> None:  # fmt: skip
         self.model, self.steps, self.members, self.seed, self.mode = model, steps, members, seed, mode
         emulator, spec = model.emulator, model.spec
-        ds = check(ds, spec, history=emulator.history, members=True)
-        self.positions = _starts(ds["time"], init_times, emulator.history)
-        self.ds = ds
-        self.init = ds["time"].isel(time=self.positions)
+        self.ds, self.positions = initial_frames(ds, spec, emulator.history, init_times)
+        self.init = self.ds["time"].isel(time=self.positions)
         self.leads = lead_coordinate(spec, steps)
         self.valid_time = valid_time(self.init, self.leads, spec)
-        self.device = next(emulator.parameters()).device
+        self.device = model.device
         cells = int(np.prod(spec.shape)) * steps
         self.block = batch_size or max(1, min(members, 64, _BLOCK_BYTES // (4 * cells)))
 
@@ -120,9 +128,10 @@ class _Job:
         flags = {"standard_name": "status_flag", "long_name": "member stayed finite",
                  "flag_values": np.array([0, 1], dtype="int8"), "flag_meanings": "blown_up valid"}  # fmt: skip
         data["valid"] = (dims[:2], blank(sizes[:2], np.int8), flags)
-        attrs = dict(self.init.attrs) | {"standard_name": "forecast_reference_time", "long_name": "start of the forecast"}
-        init = xr.DataArray(self.init.values, dims="init_time", attrs=attrs)
-        member = xr.DataArray(np.arange(self.members), dims="member", attrs={"standard_name": "realization", "units": "1"})
+        about = {"standard_name": "forecast_reference_time", "long_name": "start of the forecast"}
+        init = xr.DataArray(self.init.values, dims="init_time", attrs=dict(self.init.attrs) | about)
+        about = {"standard_name": "realization", "units": "1"}
+        member = xr.DataArray(np.arange(self.members), dims="member", attrs=about)
         coords = {
             "init_time": init, "member": member, "lead_time": self.leads,
             "valid_time": (("init_time", "lead_time"), self.valid_time.values, self.valid_time.attrs),
@@ -148,15 +157,16 @@ class _Job:
             "lapse_mode": self.mode,
             "lapse_version": __version__,
             "lapse_config_hash": _hash(model.config),
-            "lapse_input_fingerprint": self.fingerprint(),
+            "lapse_input_fingerprint": self.fingerprint,
         }
 
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the initial frames and their times."""
         digest = hashlib.sha256()
-        for index in range(len(self.positions)):
+        for index, time in enumerate(self.init.values):
+            digest.update(spelling(time).encode())
             digest.update(self.initial(index).numpy().tobytes())
-        digest.update(str(list(self.init.values)).encode())
         return digest.hexdigest()
 
     def initial(self, index: int) -> Tensor:
@@ -183,23 +193,20 @@ class _Job:
         emulator, spec = self.model.emulator, self.model.spec
         u = self.initial(index)
         context, phase = self.phase(index)
-        which = torch.arange(first, last) % len(u)
-        unique = torch.unique(which)
-        state = emulator.encode(
-            u[unique].to(self.device), None if context is None else context.to(self.device).expand(len(unique), -1, 4)
-        )
-        if len(unique) == 1:
-            state = repeat_state(state, last - first)
-        else:
-            position = torch.searchsorted(unique, which)
-            state = State(state.z[position], state.carried[position])
+        batch = torch.arange(first, last if self.mode == "mean" else max(last, first + _SMALLEST_BATCH))
+        unique, position = torch.unique(batch % len(u), return_inverse=True)
+        rows = unique if len(u) == 1 or len(unique) >= _SMALLEST_BATCH else unique.repeat(_SMALLEST_BATCH)
+        phases = None if context is None else context.to(self.device).expand(len(rows), -1, 4)
+        once = emulator.encode(u[rows].to(self.device), phases)
+        state = State(once.z[position], once.carried[position])
         start = self.init.values[index]
-        generators = [member_generator(self.seed, start, m) for m in range(first, last)]
+        generators = [member_generator(self.seed, start, int(m)) for m in batch]
         fields = np.empty((last - first, self.steps, *spec.shape), dtype=np.float32)
         alive = torch.ones(last - first, dtype=torch.bool)
-        for k, (_, frame) in enumerate(rollout(emulator, state, self.steps, self.mode, generators, phase)):
-            alive &= finite_members(frame).cpu()
-            fields[:, k] = torch.where(alive.reshape(-1, *(1,) * (frame.ndim - 1)), frame.cpu(), torch.nan).numpy()
+        for k, (_, frames) in enumerate(rollout(emulator, state, self.steps, self.mode, generators, phase)):
+            frame = frames[: last - first].cpu()
+            alive &= finite_members(frame)
+            fields[:, k] = torch.where(alive.reshape(-1, *(1,) * (frame.ndim - 1)), frame, torch.nan).numpy()
         out: dict[str, NDArray[Any]] = {"valid": alive.numpy().astype(np.int8)[None]}
         for channel, name in enumerate(spec.names):
             values = fields[:, :, channel]
@@ -222,27 +229,34 @@ class _Job:
         limit = _SHARE_OF_MEMORY * _memory()
         if size > limit:
             raise MemoryError(
-                f"the forecast would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB (a quarter of the "
-                "memory); stream it with store='forecast.zarr', which is opened lazily"
+                f"the forecast would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB (a "
+                "quarter of the memory); stream it with store='forecast.zarr', which is opened lazily"
             )
         arrays = {name: np.empty(v.shape, v.dtype) for name, v in template.data_vars.items()}
-        with tqdm(total=len(self.positions) * self.members, unit="member", disable=not progress, desc="forecast") as bar:
+        total = len(self.positions) * self.members
+        with tqdm(total=total, unit="member", disable=not progress, desc="forecast") as bar:
             for index, first, last in self.blocks():
                 for name, values in self.compute(index, first, last).items():
                     arrays[name][index : index + 1, first:last] = values
                 bar.update(last - first)
         out = template.assign({n: (template[n].dims, a, template[n].attrs) for n, a in arrays.items()})
-        _report(out)
+        _report(out, self.model.spec)
         return out
 
     def into_store(self, path: Path, resume: bool, progress: bool) -> xr.Dataset:
         """The forecast as a zarr store, a block at a time."""
         identity = {
             "spec": self.model.spec.fingerprint(), "weights": self.model.weights_hash, "seed": self.seed,
-            "mode": self.mode, "inputs": self.fingerprint(),
+            "mode": self.mode, "inputs": self.fingerprint,
         }  # fmt: skip
+        template = self.template()
+        if resume and path.exists():
+            begun = ShardedWriter.open(path)
+            self.block = begun.plan.shards.get("member", self.block)
+            if begun.plan.sizes.get("member") != self.members:  # else the attributes stay as they are
+                template.attrs["history"] = self._continued(path, template.attrs["history"])
         writer = ShardedWriter.create(
-            path, self.template(), shards={"init_time": 1, "member": self.block}, chunks={"member": 1},
+            path, template, shards={"init_time": 1, "member": self.block}, chunks={"member": 1},
             identity=identity, resume=resume, grow=("member",),
         )  # fmt: skip
         missing = writer.missing()
@@ -253,50 +267,42 @@ class _Job:
                 writer.write(self.compute(block.region["init_time"].start, members.start, members.stop), block)
                 bar.update()
         writer.finalise()
-        out = xr.open_zarr(path, decode_timedelta=True)
-        _report(out)
+        return self._opened(path)
+
+    def _continued(self, path: Path, line: str) -> str:
+        """The history of a store that grows: its own, then this forecast's line."""
+        import zarr
+
+        earlier = zarr.open_group(path, mode="r", use_consolidated=False).attrs.get("history", "")
+        return f"{earlier}\n{line.splitlines()[-1]}" if earlier else line
+
+    def _opened(self, path: Path) -> xr.Dataset:
+        """The store, lazily, with times of the type that the starts have."""
+        times = self.init.dtype
+        unit: Any = np.datetime_data(times)[0] if times.kind == "M" else "us"
+        out = xr.open_zarr(path, decode_times=xr.coders.CFDatetimeCoder(time_unit=unit))
+        _report(out, self.model.spec)
         return out
 
 
-def _starts(times: xr.DataArray, wanted: Any, history: int) -> list[int]:
-    """Positions in ``times`` of the wanted starts; each needs ``history − 1`` frames before it."""
-    count = times.sizes["time"]
-    if isinstance(wanted, str) and wanted == "last":
-        return [count - 1]
-    if isinstance(wanted, str) and wanted == "all":
-        return list(range(history - 1, count))
-    values = np.atleast_1d(np.asarray(wanted.values if isinstance(wanted, xr.DataArray) else wanted))
-    available = {_instant(t): i for i, t in enumerate(times.values)}
-    problems, found = [], []
-    for value in values:
-        position = available.get(_instant(np.asarray(value, dtype=times.dtype) if times.dtype.kind == "M" else value))
-        if position is None:
-            problems.append(Problem("init_times", f"{value}", f"a time of the Dataset, {times.values[0]} … {times.values[-1]}",
-                                    "choose from ds.time, or init_times='last' or 'all'"))  # fmt: skip
-        elif position < history - 1:
-            problems.append(Problem("init_times", f"{value} with {position} frame(s) before it", f"{history - 1} frame(s) before it",
-                                    "start later, or give earlier frames too"))  # fmt: skip
-        else:
-            found.append(position)
-    if problems:
-        raise SpecError(problems)
-    return found
-
-
-def _instant(value: Any) -> Any:
-    array = np.asarray(value)
-    if array.dtype.kind == "M":
-        return str(array.astype("datetime64[us]"))
-    return float(array) if array.dtype.kind in "iuf" else value
-
-
-def _report(fc: xr.Dataset) -> None:
-    lost = int((fc["valid"].values == 0).sum())
-    if lost:
-        warnings.warn(
-            f"{lost} of {fc['valid'].size} members blew up and are flagged in `valid`; they are NaN from there on and scores leave them out",
-            stacklevel=4,
-        )
+def _report(fc: xr.Dataset, spec: FieldSpec) -> None:
+    """Warn of the members that blew up: how many, which, and from which lead on."""
+    starts, members = np.nonzero(fc["valid"].values == 0)
+    if not len(starts):
+        return
+    told = []
+    for i, m in list(zip(starts, members, strict=True))[:_TOLD]:
+        fields = fc[list(spec.names)].isel(init_time=i, member=m).to_dataarray()
+        gone = fields.isnull().all(spec.grid.names).any("variable")
+        first = lead_label(fc["lead_time"], int(gone.values.argmax()))
+        told.append(f"member {fc['member'].values[m]} of the start {fc['init_time'].values[i]} from lead {first} on")
+    if more := len(starts) - len(told):
+        told.append(f"and {more} more")
+    warnings.warn(
+        f"{len(starts)} of {fc['valid'].size} members blew up: {'; '.join(told)}. "
+        "They are NaN from there on and flagged in `valid`; scores leave them out",
+        stacklevel=5,
+    )
 
 
 def _hash(config: Any) -> str:
@@ -305,6 +311,4 @@ def _hash(config: Any) -> str:
 
 def _memory() -> int:
     """Bytes of memory of this machine."""
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

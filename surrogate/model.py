@@ -62,6 +62,11 @@ class Model:
         """sha256 of the weights file; "unsaved" for a model that was never written."""
         return str(self.config.get("sha256", "unsaved"))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return next(self.emulator.parameters()).device
+
     def check(self, ds: xr.Dataset | xr.DataArray, *, members: bool = False) -> xr.Dataset:
         """The Dataset as the model needs it, or a `SpecError` that names every problem at once.
 
@@ -93,11 +98,14 @@ class Model:
 
     @torch.no_grad()
     def encode(self, ds: xr.Dataset | xr.DataArray) -> xr.Dataset:
-        """Latents of every frame: ``latent (…, channel, *latent axes)`` and the conserved means ``carried (…, variable)``."""
+        """Latents of every frame: ``latent (…, channel, *latent axes)``, conserved means ``carried (…, variable)``."""
         ds = check(ds, self.spec, history=1, members=True)
         fields, leading, phase = self._frames(ds)
-        parts = [self.emulator.autoencoder.encode(u, p) for u, p in _batches(fields, phase)]
-        z, carried = torch.cat([p.z for p in parts]), torch.cat([p.carried for p in parts])
+        parts = [
+            self.emulator.autoencoder.encode(fields[i].to(self.device), self._rows(phase, i))
+            for i in _batches(len(fields))
+        ]
+        z, carried = torch.cat([p.z for p in parts]).cpu(), torch.cat([p.carried for p in parts]).cpu()
         sizes = [ds.sizes[d] for d in leading]
         axes = [f"latent_{name}" for name in self.spec.grid.names]
         out = xr.Dataset(
@@ -112,7 +120,7 @@ class Model:
 
     @torch.no_grad()
     def decode(self, latents: xr.Dataset) -> xr.Dataset:
-        """Fields of latents that `encode` made, in physical units; refuses latents of another model."""
+        """Fields of latents that `encode` made, in physical units. Raises ValueError for those of another model."""
         made_by = latents.attrs.get("source", "")
         if made_by and not made_by.endswith(self.weights_hash):
             raise ValueError(f"these latents come from {made_by!r}, not from {self.name} sha256:{self.weights_hash}")
@@ -121,15 +129,17 @@ class Model:
         z = torch.from_numpy(np.ascontiguousarray(latents["latent"].values)).reshape(-1, *own)
         carried = torch.from_numpy(np.ascontiguousarray(latents["carried"].values)).reshape(len(z), -1)
         phase = self._phase(latents, leading)
+        decode = self.emulator.autoencoder.decode
         fields = torch.cat(
             [
-                self.emulator.autoencoder.decode(Latent(z[i : i + _BATCH], carried[i : i + _BATCH]), None if phase is None else phase[i : i + _BATCH])
-                for i in range(0, len(z), _BATCH)
+                decode(Latent(z[i].to(self.device), carried[i].to(self.device)), self._rows(phase, i)).cpu()
+                for i in _batches(len(z))
             ]
         )
         sizes = [latents.sizes[d] for d in leading]
         coords = {d: latents[d] for d in leading if d in latents.coords}
-        return to_dataset(fields.reshape(*sizes, *self.spec.shape), self.spec, leading, coords, {"lapse_model": self.name})
+        about = {"lapse_model": self.name, "source": latents.attrs.get("source", "")}
+        return to_dataset(fields.reshape(*sizes, *self.spec.shape), self.spec, leading, coords, about)
 
     def reconstruction(self, ds: xr.Dataset | xr.DataArray) -> xr.Dataset:
         """What the autoencoder keeps of each frame: decode(encode(ds)), to be compared with ``ds``."""
@@ -167,8 +177,9 @@ class Model:
         full = expanded.expand_dims({d: n for d, n in sizes.items() if d != "time"}).transpose(*leading, "component")
         return torch.from_numpy(np.ascontiguousarray(full.values)).reshape(-1, 4)
 
+    def _rows(self, phase: Tensor | None, rows: slice) -> Tensor | None:
+        return None if phase is None else phase[rows].to(self.device)
 
-def _batches(fields: Tensor, phase: Tensor | None) -> "list[tuple[Tensor, Tensor | None]]":
-    return [
-        (fields[i : i + _BATCH], None if phase is None else phase[i : i + _BATCH]) for i in range(0, len(fields), _BATCH)
-    ]
+
+def _batches(count: int) -> list[slice]:
+    return [slice(i, i + _BATCH) for i in range(0, count, _BATCH)]

@@ -5,8 +5,8 @@
     spec.json           what the fields are
     README.md           the model card, with the measured figures
 
-Nothing is unpickled and nothing is instantiated from a path in a file. The config holds the sha256 of the weights, and a
-load that finds others is refused.
+Nothing is unpickled and nothing is instantiated from a path in a file. The config holds the sha256 of the weights, and
+a load that finds others is refused.
 """
 
 import hashlib
@@ -40,25 +40,31 @@ def load(name: str | Path, device: str = "cpu") -> "Model":
     """Open a model that is shipped with the package, or a directory.
 
     Arguments:
-        name: one of `shipped`, or a path.
+        name: one of `shipped`, or the path of a model or of the output folder of a training.
         device: where the networks live, for instance "cuda".
 
     Raises PackageError with what was found, what was wanted, and the usual fix.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load as load_tensors
 
     from .model import Model
 
     folder = SHIPPED / str(name) if str(name) in shipped() else Path(name)
     if not folder.is_dir():
-        raise PackageError(f"no model {str(name)!r}: found no such directory; shipped models are {', '.join(shipped()) or 'none'}")
-    config, spec = _read(folder / "config.json"), FieldSpec.from_dict(_read(folder / "spec.json"))
+        has = ", ".join(shipped()) or "none"
+        raise PackageError(f"no model {str(name)!r}: found no such directory; shipped models are {has}")
+    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+        folder = folder / "model"
+    config = _read(folder / "config.json")
     found = config.get("format_version")
     if found != FORMAT_VERSION:
         raise PackageError(
             f"{folder}: found format_version {found!r}, wanted {FORMAT_VERSION}; it was written by lapse "
             f"{config.get('lapse_version', '?')}, this is {__version__}. Use the version that wrote it, or train again."
         )
+    if missing := [k for k in ("name", "sha256") if not isinstance(config.get(k), str)]:
+        raise PackageError(f"{folder}/config.json: found no {' and no '.join(missing)}; the copy is damaged")
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise PackageError(f"{folder}: found no model.safetensors; the copy is incomplete")
@@ -66,10 +72,14 @@ def load(name: str | Path, device: str = "cpu") -> "Model":
     digest = hashlib.sha256(data).hexdigest()
     if digest != config["sha256"]:
         raise PackageError(
-            f"{weights}: found sha256 {digest[:12]}…, wanted {config['sha256'][:12]}…; the file was changed or cut short"
+            f"{weights}: found sha256 {digest[:12]}…, wanted {config['sha256'][:12]}…; the file was changed or cut "
+            "short. Copy the whole directory again"
         )
-    emulator = build(spec, config)
-    emulator.load_state_dict(load_tensors(data))
+    emulator = build(_spec(folder / "spec.json"), config)
+    try:
+        emulator.load_state_dict(load_tensors(data))
+    except (RuntimeError, SafetensorError) as problem:
+        raise PackageError(f"{folder}: the weights are not those of config.json and spec.json: {problem}") from problem
     card = folder / "README.md"
     return Model(
         emulator.to(device).eval(), config["name"], config, card.read_text() if card.exists() else "", source=folder
@@ -101,11 +111,13 @@ def save(model: "Model", path: str | Path) -> Path:
 def build(spec: FieldSpec, config: dict[str, Any]) -> "Emulator":
     """The networks that a config describes, with fresh weights.
 
-    ``config`` has the entries ``normaliser``, ``autoencoder`` and ``emulator``, each the keyword arguments of its class.
+    ``config`` has the entries ``normaliser``, ``autoencoder`` and ``emulator``, each the keyword arguments of its
+    class. Raises PackageError for one that does not describe a model.
     """
     from ..autoencoder.model import Autoencoder
     from ..datasets.normalise import Normaliser
     from .emulator import Emulator
+    from .sampler import SAMPLERS
 
     try:
         autoencoder_config = dict(config["autoencoder"])
@@ -118,17 +130,31 @@ def build(spec: FieldSpec, config: dict[str, Any]) -> "Emulator":
         )
         emulator_config = dict(config["emulator"])
         emulator_config["parts"] = tuple(emulator_config.get("parts", ("mean", "generator", "fast")))
-        return Emulator(autoencoder, **emulator_config)
+        emulator = Emulator(autoencoder, **emulator_config)
+    except (KeyError, TypeError, ValueError) as problem:
+        said = f"no entry {problem}" if isinstance(problem, KeyError) else problem
+        raise PackageError(f"this config does not describe a model: {said}") from problem
+    if emulator.sampler not in SAMPLERS:
+        raise PackageError(f"found sampler {emulator.sampler!r}, wanted one of {', '.join(SAMPLERS)}")
+    return emulator
+
+
+def _spec(path: Path) -> FieldSpec:
+    data = _read(path)
+    try:
+        return FieldSpec.from_dict(data)
     except (KeyError, TypeError) as problem:
-        raise PackageError(f"this config does not describe a model: {problem}") from problem
+        raise PackageError(f"{path}: not a spec ({problem!r}); the copy is damaged") from problem
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
-        raise PackageError(f"{path.parent}: found no {path.name}; a model is a directory with config.json, spec.json "
-                           "and model.safetensors") from None
+        raise PackageError(
+            f"{path.parent}: found no {path.name}; a model is a directory with config.json, spec.json "
+            "and model.safetensors"
+        ) from None
     except json.JSONDecodeError as problem:
         raise PackageError(f"{path}: not JSON ({problem}); the copy is damaged") from None
     if not isinstance(data, dict):

@@ -1,7 +1,8 @@
 """Rollouts: frame after frame in latent space, decoded on the way out and never encoded again.
 
-The loop carries gradients (nothing in here switches them off), so that an objective of the forecast can be differentiated
-with respect to the initial state. Members that leave the realm of finite numbers are reported, not repaired.
+The loop carries gradients (nothing in here switches them off), so that an objective of the forecast can be
+differentiated with respect to the initial state. Members that leave the realm of finite numbers are reported, not
+repaired.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,8 @@ def rollout(
     Arguments:
         state: of batch size B, one entry a member.
         generators: one a member; each gives the noise of the step, then that of the decoder, frame by frame.
-        phase: ``(steps + 1, 4)``, phase of the year and day from the initial frame on; None for models without a calendar.
+        phase: ``(steps + 1, 4)``, phase of the year and day from the initial frame on; None for models without a
+            calendar.
 
     Raises ValueError where the mode needs noise and the number of generators is not B.
     """
@@ -46,9 +48,9 @@ def rollout(
     for k in range(steps):
         noise = draw(generators, size).to(device) if size else None
         state = emulator.advance(state, noise, at(k), mode)
-        # the mean net forecasts the mean: a drawn decoder error would only add to its error
-        decode_noise = draw(generators, decode_size).to(device) if decode_size and generators and mode != "mean" else None
-        yield state, emulator.decode(state, at(k + 1), decode_noise)
+        # The mean net forecasts the mean: a drawn decoder error would only add to its error.
+        errors = bool(decode_size and generators) and mode != "mean"
+        yield state, emulator.decode(state, at(k + 1), draw(generators, decode_size).to(device) if errors else None)
 
 
 def repeat_state(state: State, members: int) -> State:
