@@ -39,7 +39,7 @@ __all__ = ["Batch", "Rectangle", "WindowLoader", "Windows", "split"]
 
 SPLITS = ("train", "val", "test")
 POOL_BLOCKS = 8  # at least so many blocks share a pool where memory allows, or shuffling would be local
-HALO_BLOCKS = 8  # a block is so many halos long where the pool allows: 1/8 of the reading is done twice
+HALO_BLOCKS = 16  # a block is so many halos long where the pool allows: 1/16 of the reading is done twice
 
 
 class Batch(NamedTuple):
@@ -118,7 +118,7 @@ class Windows(IterableDataset[Batch]):
         batch_size: B, windows in a batch, on each rank.
         stride: distance of the starts of neighbouring windows (1: all of them).
         shuffle: permute by (seed, epoch); else in the order of the source.
-        drop_last: full batches only, equally many on every rank.
+        drop_last: full batches only, equally many on every rank (none, if there are too few windows).
         rank, world: this process and their number.
         buffer: bytes for the two pools of a source that is read from disk.
 

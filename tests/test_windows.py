@@ -206,7 +206,7 @@ def test_only_the_needed_chunks_are_read() -> None:
     source = Chunked(frames(1, 640), (1, 10))
     w = Windows(source, [Rectangle(0, 1, 0, 640)], 5, 8, shuffle=True)
     list(w)
-    assert len(source.read_chunks) == 64 + 7  # 8 blocks of 8 chunks, 7 of them with a halo
+    assert len(source.read_chunks) == 64 + 3  # 4 blocks of 16 chunks, 3 of them with a halo
     source.read_chunks.clear()
     list(Windows(source, [Rectangle(0, 1, 200, 260)], 5, 8))
     assert sorted(set(source.read_chunks)) == [(0, c) for c in range(20, 26)]
