@@ -9,10 +9,13 @@ statement of how well each member obeys the physics.
     surrogate/     latent dynamics, ensembles, scores, reports, command line
 
 The names below are resolved on first use, so that ``import lapse`` costs milliseconds and loads no network library.
+Datasets get their ``ds.lapse`` whichever of lapse and xarray is imported first.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .surrogate.registration import register_accessor
 
 if TYPE_CHECKING:
     from .datasets.open import open_dataset as open_dataset
@@ -42,3 +45,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_accessor()
