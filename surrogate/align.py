@@ -61,7 +61,7 @@ def renamed(data: xr.Dataset | xr.DataArray, dims: Mapping[str, str] | None) -> 
     ds = ds.rename(given)
     roles: dict[str, list[str]] = {}
     for d in ds.dims:
-        role = role_of(ds, str(d))
+        role = None if d in LAYOUT else role_of(ds, str(d))
         if role is not None and role in (*LAYOUT, "time"):
             roles.setdefault(role, []).append(str(d))
     names = {found[0]: role for role, found in roles.items() if len(found) == 1 and role not in ds.dims}

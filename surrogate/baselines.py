@@ -190,5 +190,5 @@ def _laid_out(
     fc = fc.assign_coords(valid_time=valid_times(fc) if valid_time is None else valid_time)
     names = {"init_time": "forecast_reference_time", "member": "realization", "lead_time": "forecast_period"}
     for coordinate, standard in (names | {"valid_time": "time"}).items():
-        fc[coordinate].attrs.setdefault("standard_name", standard)
+        fc[coordinate].attrs["standard_name"] = standard
     return fc.assign_attrs(title=title)

@@ -30,7 +30,9 @@ _SLAB = 2**21  # values sorted at once
 _MOST_RANKS = 101
 
 
-def moments(pairs: Pairs, levels: tuple[float, ...], physics: Physics | None, seed: int) -> Moments:
+def moments(
+    pairs: Pairs, levels: tuple[float, ...], physics: Physics | None, seed: int, *, spectra: bool = True
+) -> Moments:
     """Moments by name, each (variable, init, lead, …), but ``used`` (init, lead) and ``physics`` (quantity, …).
 
         crps, error, square      of the ensemble mean and the ensemble, area means
@@ -38,7 +40,7 @@ def moments(pairs: Pairs, levels: tuple[float, ...], physics: Physics | None, se
         signal                   variance of the truth in space
         mean_error, mean_square  of the members' area means
         coverage, histogram      by level, by rank
-        power, power_truth       by band; `bands` holds the edges
+        power, power_truth       by band, if `spectra`; `bands` holds the edges
         physics                  member mean, truth, mean square and mean difference; `quantities` holds the names
     """
     V, I, L = len(pairs.variables), pairs.fc.sizes["init_time"], pairs.fc.sizes["lead_time"]
@@ -62,7 +64,8 @@ def moments(pairs: Pairs, levels: tuple[float, ...], physics: Physics | None, se
                     y, mask = block.truth[v][i], pairs.masks[v]
                     generator = np.random.default_rng([seed, *at])
                     _cells(m, at, x[:, mask], y[mask], w / w.sum(), levels, generator)
-                    _bands(m, at, x, y, mask, pairs.grid)
+            if spectra:
+                _bands(m, j, block, pairs, v)
         if physics is not None:
             _quantities(quantities, block, pairs, physics)
     if quantities:
@@ -81,7 +84,7 @@ def octaves(grid: Grid) -> tuple[float, ...]:
     return (*(dk * (2**j - 0.5) for j in range(count)), math.inf)
 
 
-def flattened(u: NDArray[Any], mask: NDArray[np.bool_], level: float) -> NDArray[Any]:
+def flattened(u: NDArray[Any], mask: NDArray[np.bool_], level: float | Array) -> NDArray[Any]:
     """Fields with one constant under the mask: the same step at the coast in every spectrum that is compared."""
     return u if mask.all() else np.where(mask, u, level)
 
@@ -116,14 +119,21 @@ def _cells(
     m["coverage"][at], m["histogram"][at] = cover, histogram
 
 
-def _bands(
-    m: Moments, at: tuple[int, int, int], x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_], grid: Grid
-) -> None:
-    level = float(y[mask].mean())
-    fields = flattened(np.concatenate([y[None], x]).astype(np.float64), mask, level)
-    power = band_power(torch.from_numpy(fields), grid, octaves(grid)).numpy()
-    for name, values in (("power_truth", power[0]), ("power", power[1:].mean(axis=0))):
-        m[name][at] = values
+def _bands(m: Moments, j: int, block: Block, pairs: Pairs, v: str) -> None:
+    """Power by band of the truth and of the used members, some fields at a time."""
+    mask, grid, edges = pairs.masks[v], pairs.grid, m["bands"].tolist()
+    level = block.truth[v][:, mask].mean(axis=1, dtype=np.float64).reshape(-1, *[1] * mask.ndim)
+    size = max(1, _SLAB // (2**grid.ndim * mask.size))  # the reflection at a wall doubles an axis
+
+    def power(u: NDArray[Any], level: Array) -> Array:
+        u = flattened(u, mask, level)
+        parts = (torch.from_numpy(u[i : i + size].astype(np.float64)) for i in range(0, len(u), size))
+        return np.concatenate([band_power(part, grid, edges).numpy() for part in parts])
+
+    m["power_truth"][j, block.init, block.leads] = power(block.truth[v], level)
+    for i, lead in enumerate(block.leads):
+        if block.used[:, i].any():
+            m["power"][j, block.init, lead] = power(block.members[v][block.used[:, i], i], level[i]).mean(axis=0)
 
 
 def _quantities(quantities: dict[str, Array], block: Block, pairs: Pairs, physics: Physics) -> None:

@@ -141,7 +141,7 @@ def score(
     scores = _accuracy(m, mean, lead) | _calibration(m, mean, lead) | _spectra(m, mean, lead) | _budgets(m, mean, lead)
     for i, (name, baseline) in enumerate((baselines or {}).items()):
         theirs = _same_pairs(pairs, name, baseline, truth, spec, weights, dims)
-        for s, (d, values) in _accuracy(moments(theirs, (), None, seed), mean, lead).items():
+        for s, (d, values) in _accuracy(moments(theirs, (), None, seed, spectra=False), mean, lead).items():
             empty = np.empty((len(baselines or {}), *values.shape))
             scores.setdefault(f"baseline_{s}", (("baseline", *d), empty))[1][i] = values
     if baselines:
