@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelNorm", "Conv", "Modulation", "ResidualBlock", "depth_to_space", "pad_axes", "space_to_depth"]
+__all__ = [
+    "ChannelNorm",
+    "Conv",
+    "Modulation",
+    "ResidualBlock",
+    "dct_patch_basis",
+    "depth_to_space",
+    "pad_axes",
+    "space_to_depth",
+]
 
 
 def pad_axes(x: Tensor, width: int, periodic: Sequence[bool]) -> Tensor:
@@ -46,7 +55,7 @@ def space_to_depth(x: Tensor, factor: Sequence[int]) -> Tensor:
 
 def depth_to_space(x: Tensor, factor: Sequence[int]) -> Tensor:
     """The inverse of `space_to_depth`."""
-    batch, channels, *space = x.shape
+    batch, _, *space = x.shape
     n = len(factor)
     x = x.reshape(batch, -1, *factor, *space)
     order = [0, 1, *(axis for i in range(n) for axis in (2 + n + i, 2 + i))]
@@ -77,10 +86,11 @@ class Conv(nn.Module):
         self.conv = layer(in_channels, out_channels, kernel)
         if zero:
             nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(pad_axes(x, self.width, self.periodic) if self.width else x)
+        out: Tensor = self.conv(pad_axes(x, self.width, self.periodic) if self.width else x)
+        return out
 
 
 class ChannelNorm(nn.Module):
@@ -93,7 +103,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rms = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + self.eps)
-        return x * rms * self.gain.view(-1, *(1,) * (x.ndim - 2))
+        out: Tensor = x * rms * self.gain.view(-1, *(1,) * (x.ndim - 2))
+        return out
 
 
 class Modulation(nn.Module):
@@ -106,7 +117,8 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        scale, shift = self.linear(c).reshape(c.shape[0], -1, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
+        both: Tensor = self.linear(c).reshape(c.shape[0], -1, *(1,) * (x.ndim - 2))
+        scale, shift = both.chunk(2, dim=1)
         return x * (1 + scale) + shift
 
 
@@ -121,12 +133,13 @@ class ResidualBlock(nn.Module):
         self.conv2 = Conv(channels, channels, periodic, zero=True)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        h = self.conv1(self.norm(x))
+        h: Tensor = self.conv1(self.norm(x))
         if self.modulation is not None:
             if c is None:
                 raise ValueError("this block was built with a condition, but none was given")
             h = self.modulation(h, c)
-        return x + self.conv2(F.silu(h))
+        change: Tensor = self.conv2(F.silu(h))
+        return x + change
 
 
 def dct_patch_basis(factor: Sequence[int]) -> Tensor:

@@ -2,11 +2,11 @@
 
     x = D(z) + exp(s(z)) · ε,         ε = Σⱼ wⱼ εⱼ,   Σⱼ wⱼ² = 1
 
-A deterministic decoder gives no spread to what the latents do not hold, so an ensemble from a latent model is overconfident
-at short leads (published for latent emulators in arXiv:2507.02608). ε is a correlated Gaussian field of unit variance: white noise on the grid
-and on grids coarser by 2, 4, …, each interpolated and scaled to unit variance in every cell. The amplitude s
-depends on the latent through one convolution, the mixture w on the variable only. Both are fitted with the fair CRPS of two
-samples on x − D(E(x)), in normalised units; the exact heads come after it.
+A deterministic decoder gives no spread to what the latents do not hold, so an ensemble from a latent model is
+overconfident at short leads (published for latent emulators in arXiv:2507.02608). ε is a correlated Gaussian field of
+unit variance: white noise on the grid and on grids coarser by 2, 4, …, each interpolated and scaled to unit variance in
+every cell. The amplitude s depends on the latent through one convolution, the mixture w on the variable only. Both are
+fitted with the fair CRPS of two samples on x − D(E(x)), in normalised units; the exact heads come after it.
 """
 
 from math import prod
@@ -36,13 +36,13 @@ class DecoderError(nn.Module):
         self.grids = [tuple(max(1, -(-n // 2**j)) for n in self.space) for j in range(scales)]
         c = autoencoder.latent_shape[0]
         self.amplitude = Conv(c, self.channels, autoencoder.network.grid.periodic, zero=True)
-        nn.init.constant_(self.amplitude.conv.bias, -3.0)
+        nn.init.constant_(self.amplitude.conv.get_parameter("bias"), -3.0)
         self.mixture = nn.Parameter(torch.zeros(self.channels, scales))
         for j, grid in enumerate(self.grids):
             self.register_buffer(f"gain{j}", self._gain(grid), persistent=False)
 
     def _gain(self, grid: tuple[int, ...]) -> Tensor:
-        """One over the standard deviation of interpolated white noise, cell by cell, computed from unit impulses per axis."""
+        """One over the standard deviation of interpolated white noise, cell by cell, from unit impulses per axis."""
         gains = torch.ones(())
         for n, m in zip(self.space, grid, strict=True):
             if m == n:
@@ -56,20 +56,23 @@ class DecoderError(nn.Module):
     @property
     def noise_size(self) -> int:
         """Standard normal numbers per field."""
-        return self.channels * sum(prod(g) for g in self.grids)
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of which for each grid."""
+        return [self.channels * int(prod(g)) for g in self.grids]
 
     def forward(self, z: Tensor, noise: Tensor) -> Tensor:
-        """Latents ``z (B, c, *latent)`` and ``noise (B, noise_size)`` to an error field ``(B, C, *space)``, normalised units."""
+        """Latents ``z (B, c, *latent)`` and ``noise (B, noise_size)`` to normalised errors ``(B, C, *space)``."""
         mode = "linear" if len(self.space) == 1 else "bilinear"
         weights = torch.softmax(self.mixture, dim=1).sqrt()
         epsilon = torch.zeros(len(noise), self.channels, *self.space, device=noise.device, dtype=noise.dtype)
-        for j, (grid, part) in enumerate(
-            zip(self.grids, noise.split([self.channels * prod(g) for g in self.grids], dim=1), strict=True)
-        ):
+        for j, (grid, part) in enumerate(zip(self.grids, torch.split(noise, self.sizes, dim=1), strict=True)):
             field = part.reshape(-1, self.channels, *grid)
             if grid != self.space:
                 field = F.interpolate(field, size=self.space, mode=mode, align_corners=False)
             gain = getattr(self, f"gain{j}")
             epsilon = epsilon + weights[:, j].reshape(-1, *(1,) * len(self.space)) * gain * field
-        s = F.interpolate(self.amplitude(z), size=self.space, mode=mode, align_corners=False)
+        s: Tensor = F.interpolate(self.amplitude(z), size=self.space, mode=mode, align_corners=False)
         return torch.exp(s) * epsilon

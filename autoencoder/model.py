@@ -45,6 +45,8 @@ class Autoencoder(nn.Module):
         heads: names of exact heads, see `autoencoder.heads`.
     """
 
+    mask: Tensor | None
+
     def __init__(
         self, spec: FieldSpec, normaliser: Normaliser, network: str, heads: tuple[str, ...] = (), **kwargs: Any
     ) -> None:
@@ -65,7 +67,8 @@ class Autoencoder(nn.Module):
 
     def normalise(self, u: Tensor, phase: Tensor | None = None) -> Tensor:
         """Physical -> normalised; masked cells become 0."""
-        return self.normaliser(u, phase)
+        x: Tensor = self.normaliser(u, phase)
+        return x
 
     def encode(self, u: Tensor, phase: Tensor | None = None) -> Latent:
         """``u (B, C, *space)`` in physical units, ``phase (B, 4)`` of the year and day, to its latent."""
@@ -78,7 +81,8 @@ class Autoencoder(nn.Module):
             x = x + error
         if self.mask is not None:
             x = x * self.mask
-        return self.heads(self.normaliser.inverse(x, phase), latent.carried)
+        u: Tensor = self.heads(self.normaliser.inverse(x, phase), latent.carried)
+        return u
 
     @torch.no_grad()
     def start_from(self, u: Tensor, phase: Tensor | None = None) -> None:

@@ -3,12 +3,14 @@
     z = s(P x + E(x)),     x̂ = Pᵀ z̃ + D(z),     s(z) = z / √(1 + (z/5)²)
 
 ``P`` keeps the leading principal components of f×f patches of the training data, so the network starts as patch-wise
-PCA, the near-identity start that decides the error at short budgets; ``E`` and ``D`` are residual networks on space-to-depth patches,
-with every convolution at reduced resolution (Chen et al. 2024, arXiv:2410.10733). ``s`` bounds the latents
-(Rozet et al. 2025, arXiv:2507.02608), so that a rollout cannot run away. There is no KL term and no adversary.
+PCA, the near-identity start that decides the error at short budgets; ``E`` and ``D`` are residual networks on
+space-to-depth patches, with every convolution at reduced resolution (Chen et al. 2024, arXiv:2410.10733). ``s`` bounds
+the latents (Rozet et al. 2025, arXiv:2507.02608), so that a rollout cannot run away. There is no KL term and no
+adversary.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -30,7 +32,9 @@ class _Grid:
 
     def __init__(self, space: Sequence[int], periodic: Sequence[bool], factor: Sequence[int]) -> None:
         if not len(space) == len(periodic) == len(factor):
-            raise ValueError(f"space {tuple(space)}, periodic {tuple(periodic)} and factor {tuple(factor)} differ in length")
+            raise ValueError(
+                f"space {tuple(space)}, periodic {tuple(periodic)} and factor {tuple(factor)} differ in length"
+            )
         self.space = tuple(space)
         self.factor = tuple(factor)
         self.latent = tuple(-(-n // f) for n, f in zip(space, factor, strict=True))
@@ -99,7 +103,7 @@ class ConvolutionalAutoencoder(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(1, position, *top)) if position else None
         down: list[nn.Module] = [Conv(cells + position, widths[0], flags, kernel=1)]
         down += [ResidualBlock(widths[0], flags) for _ in range(encoder_depth)]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             down += [_SpaceToDepth(n), Conv(before * 2**n, after, flags, kernel=1)]
             down += [ResidualBlock(after, flags) for _ in range(encoder_depth)]
         down.append(Conv(widths[-1], latent_channels, flags, zero=True))
@@ -109,7 +113,7 @@ class ConvolutionalAutoencoder(nn.Module):
         self.latent_position = nn.Parameter(0.02 * torch.randn(latent_position)) if position else None
         up: list[nn.Module] = [Conv(latent_channels + position, widths[-1], flags)]
         up += [ResidualBlock(widths[-1], flags) for _ in range(decoder_depth)]
-        for before, after in zip(widths[:0:-1], widths[-2::-1], strict=False):
+        for before, after in pairwise(reversed(widths)):
             up += [Conv(before, after * 2**n, flags, kernel=1), _DepthToSpace(n)]
             up += [ResidualBlock(after, flags) for _ in range(decoder_depth)]
         up.append(Conv(widths[0], cells, flags, zero=True))
@@ -129,7 +133,10 @@ class ConvolutionalAutoencoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Set the linear path to the leading patch-wise principal components of ``x (N, C, *space)``, with unit variance."""
+        """Set the linear path to the leading principal components of the patches of ``x (N, C, *space)``.
+
+        Latents then have unit variance over ``x``, but for the bound.
+        """
         patches = space_to_depth(self.grid.extend(x), self.grid.factor).movedim(1, -1).flatten(0, -2).double()
         covariance = patches.T @ patches / patches.shape[0]
         value, vector = torch.linalg.eigh(covariance)
@@ -161,14 +168,15 @@ class ConvolutionalAutoencoder(nn.Module):
     @property
     def compression(self) -> float:
         """Numbers of a field over numbers of its latent."""
-        channels = self.analysis.shape[1]
-        return channels * prod(self.grid.space) / prod(self.latent_shape)
+        channels = int(self.analysis.shape[1])
+        return channels * int(prod(self.grid.space)) / int(prod(self.latent_shape))
 
 
 class PatchAutoencoder(nn.Module):
     """No compression: latents are the space-to-depth patches themselves (``autoencoder=identity``).
 
-    With it the whole of lapse runs in pixel space, on the same grid of tokens; it is the opponent of every latent claim.
+    With it the whole of lapse runs in pixel space, on the same grid of tokens; it is the opponent of every latent
+    claim.
     """
 
     def __init__(self, channels: int, space: Sequence[int], periodic: Sequence[bool], patch: int = 4) -> None:
@@ -176,7 +184,7 @@ class PatchAutoencoder(nn.Module):
         n = len(space)
         self.bound: float | None = None
         self.grid = _Grid(space, periodic, (patch,) * n)
-        self.latent_shape = (channels * patch**n, *self.grid.latent)
+        self.latent_shape: tuple[int, ...] = (channels * patch**n, *self.grid.latent)
 
     def start_from(self, x: Tensor) -> None:
         """Nothing to learn."""
@@ -190,7 +198,8 @@ class PatchAutoencoder(nn.Module):
     @property
     def compression(self) -> float:
         """1 by construction, up to the padding of axes that are not a multiple of the patch."""
-        return prod(self.grid.space) * self.latent_shape[0] / (prod(self.grid.factor) * prod(self.latent_shape))
+        channels = self.latent_shape[0] // int(prod(self.grid.factor))
+        return channels * int(prod(self.grid.space)) / int(prod(self.latent_shape))
 
 
 class _SpaceToDepth(nn.Module):

@@ -35,6 +35,7 @@ class Backbone(nn.Module):
         width, depth: channels and number of residual blocks.
         condition: length of the condition vector (0: unconditional).
         latent_shape, position: shape of the latent grid and number of learned static maps.
+        dropout: after every block, while training.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Backbone(nn.Module):
         self.embed = None
         embedded = 2 * width if condition else 0
         if condition:
-            self.embed = nn.Sequential(nn.Linear(condition, embedded), nn.SiLU(), nn.Linear(embedded, embedded), nn.SiLU())
+            layers = [nn.Linear(condition, embedded), nn.SiLU(), nn.Linear(embedded, embedded), nn.SiLU()]
+            self.embed = nn.Sequential(*layers)
         self.stem = Conv(in_channels + position, width, periodic)
         self.blocks = nn.ModuleList(ResidualBlock(width, periodic, embedded) for _ in range(depth))
         self.head = Conv(width, out_channels, periodic, zero=True)
@@ -69,4 +71,5 @@ class Backbone(nn.Module):
             h = block(h, c)
             if self.dropout:
                 h = F.dropout(h, self.dropout, self.training)
-        return self.head(h)
+        out: Tensor = self.head(h)
+        return out

@@ -9,18 +9,19 @@ of unit variance, with the network F:
     x̂(xₜ) = c_skip xₜ + c_out F(c_in xₜ, t),
     c_in = 1/√(αₜ² + σₜ²),   c_skip = αₜ/(αₜ² + σₜ²),   c_out = σₜ/√(αₜ² + σₜ²),
 
-so that F always sees unit variance and is asked for unit variance, and the loss weight 1/c_out² makes every noise level count alike.
+so that F always sees unit variance and is asked for unit variance, and the loss weight 1/c_out² makes every noise level
+count alike.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .schedule import Schedule
 
-__all__ = ["Denoiser", "GaussianDenoiser", "PreconditionedDenoiser", "expand"]
+__all__ = ["Denoiser", "GaussianDenoiser", "PreconditionedDenoiser", "expand", "logit_normal"]
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -78,17 +79,3 @@ class PreconditionedDenoiser(Denoiser):
 def logit_normal(n: int, generator: torch.Generator | None = None, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """``n`` training times in (0, 1): sigmoid of a normal variable (Esser et al. 2024, arXiv:2403.03206)."""
     return torch.sigmoid(mean + std * torch.randn(n, generator=generator)).clamp(1e-3, 1 - 1e-3)
-
-
-class NetworkWithContext(nn.Module):
-    """Bind a network to its context maps and condition: ``(xₜ, t) -> F([context, xₜ], [t, condition])``."""
-
-    def __init__(self, backbone: nn.Module, context: Tensor, condition: Tensor | None, features: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.backbone, self.context, self.condition, self.features = backbone, context, condition, features
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        c = self.features(t)
-        if self.condition is not None:
-            c = torch.cat([c, self.condition], dim=1)
-        return self.backbone(torch.cat([self.context, x_t], dim=1), c)

@@ -13,6 +13,7 @@ The step ``step(x_t, t, s)`` is the whole of a sampler; the loop is the same for
 """
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Sampler(ABC):
         times = self.times.to(noise.device, noise.dtype)
         x_t = self.denoiser.schedule.sigma(times[:1]) * noise
         self.start()
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             x_t = self.step(x_t, t.expand(len(noise)), s.expand(len(noise)))
         return x_t
 
