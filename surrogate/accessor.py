@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Accessor"]
 
 
-@xr.register_dataset_accessor("lapse")
+@xr.register_dataset_accessor("lapse")  # type: ignore[no-untyped-call]
 class Accessor:
     """Methods of lapse on a Dataset."""
 

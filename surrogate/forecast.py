@@ -280,7 +280,7 @@ class _Job:
         """The store, lazily, with times of the type that the starts have."""
         times = self.init.dtype
         unit: Any = np.datetime_data(times)[0] if times.kind == "M" else "us"
-        out = xr.open_zarr(path, decode_times=xr.coders.CFDatetimeCoder(time_unit=unit))
+        out: xr.Dataset = xr.open_zarr(path, decode_times=xr.coders.CFDatetimeCoder(time_unit=unit))
         _report(out, self.model.spec)
         return out
 
