@@ -21,7 +21,7 @@ from .align import LAYOUT, canonical, match_leads, match_points, match_space, ma
 
 __all__ = ["Block", "Pairs", "pair"]
 
-BLOCK_BYTES = 2**27
+BLOCK_BYTES = 2**26  # of stored values; reading and sorting them takes a few times as much
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ class Pairs:
         problems: list[Problem] = []
         start = str(self.fc["init_time"].values[init])
         flagged = ~used
+        space = tuple(range(-len(self.space), 0))
         for v in self.variables:
-            finite = np.isfinite(members[v][..., self.masks[v]]).all(axis=-1)
+            finite = (np.isfinite(members[v]) | ~self.masks[v]).all(axis=space)
             if self.nan == "raise" and (bad := ~finite & ~flagged).any():
                 m, k = (int(a) for a in np.argwhere(bad)[0])
                 found = f"{int(bad.sum())} fields of start {start} not finite, first member {m} at lead {leads[k]}"
