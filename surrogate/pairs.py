@@ -78,7 +78,7 @@ class Pairs:
         """Blocks of at most `budget` bytes (but at least one lead); leads without a truth are left out."""
         one = self.fc.isel(init_time=0, lead_time=0)
         size = max(1, budget // max(1, sum(one[v].nbytes for v in self.variables)))
-        chunk = max((self.fc[v].chunksizes.get("lead_time", (1,))[0] for v in self.variables), default=1)
+        chunk = max((self.fc[v].variable.chunksizes.get("lead_time", (1,))[0] for v in self.variables), default=1)
         if size > chunk:  # whole stored chunks, so that none is read twice
             size -= size % chunk
         for init in range(self.fc.sizes["init_time"]) if inits is None else inits:
