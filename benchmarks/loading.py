@@ -31,8 +31,9 @@ import zarr
 
 from lapse.datasets.shards import ShardedWriter, blank
 from lapse.datasets.spec import FieldSpec
+from lapse.datasets.splits import Rectangle
 from lapse.datasets.store import StoreSource
-from lapse.datasets.windows import Rectangle, WindowLoader, Windows
+from lapse.datasets.windows import WindowLoader, Windows
 from record import ROOT, Row, quick, record
 
 SIZE, CHUNK, SHARD = 64, 64, 1024
@@ -129,6 +130,7 @@ import torch
 import loading
 
 torch.set_num_threads(1)
+loading.FRAMES = {frames}
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
@@ -137,13 +139,13 @@ batches = loading.loader(Path({path!r}), loading.HEADLINE)
 before, seen = resident(), []
 for _ in batches:
     seen.append(resident())
-print(json.dumps({{"before": before, "seen": seen, "frames": loading.FRAMES}}))
+print(json.dumps({{"before": before, "seen": seen}}))
 """
 
 
 def memory(path: Path) -> dict[str, float]:
     """MiB of resident memory over one epoch, in a fresh process."""
-    script = MEMORY.format(here=str(Path(__file__).parent), path=str(path))
+    script = MEMORY.format(here=str(Path(__file__).parent), path=str(path), frames=FRAMES)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     seen = found["seen"]

@@ -23,8 +23,9 @@ from .check import check
 from .normalise import Normaliser
 from .open import open_dataset
 from .spec import FieldSpec
+from .splits import Rectangle, split
 from .store import MemorySource, Source, StoreSource, convert, obstacles
-from .windows import Batch, Rectangle, WindowLoader, Windows, split
+from .windows import Batch, WindowLoader, Windows
 
 __all__ = ["FieldData"]
 
@@ -37,7 +38,7 @@ class FieldData(LightningDataModule):
         length: frames in a training window; ``eval_length`` in one of val, test and predict.
         batch_size: windows in a batch, on each rank.
         spec: what the data is; inferred if None, with ``infer`` handed to `FieldSpec.infer`.
-        fractions, by: the splits, as `windows.split` has them.
+        fractions, by: the splits, as `splits.split` has them.
         stride: distance of the starts of training windows; ``eval_stride`` of the others (default: as far as they
             are long, so that they do not overlap).
         n_year, n_day, pointwise: climatology of the `Normaliser`.

@@ -13,7 +13,6 @@ made plain once with `convert`.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from .shards import ShardedWriter, StoreError, blank
 from .spec import FieldSpec
 from .time import phase, steps_between
 
-__all__ = ["MemorySource", "Source", "StoreSource", "convert", "stretches"]
+__all__ = ["MemorySource", "Source", "StoreSource", "convert"]
 
 CHUNK_BYTES = 2**20
 SHARD_BYTES = 2**27
@@ -45,17 +44,6 @@ class Source(Protocol):
 
     def read(self, k0: int, k1: int, t0: int, t1: int, out: NDArray[np.float32]) -> None:
         """Fills out, of shape (k1 - k0, t1 - t0, C, *space)."""
-
-
-def stretches(source: Source) -> list[tuple[int, int]]:
-    """The regular runs of times [t0, t1): what a window may not leave."""
-    edges = [0, *source.breaks, source.shape[1]]
-    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
-
-
-def nbytes(source: Source) -> int:
-    """Size of all frames as float32."""
-    return 4 * math.prod(source.shape)
 
 
 class MemorySource:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from lapse.datasets.shards import StoreError
 from lapse.datasets.spec import FieldSpec, Variable
-from lapse.datasets.store import MemorySource, StoreSource, convert, stretches
-from lapse.datasets.windows import Rectangle, WindowLoader, Windows, split
+from lapse.datasets.splits import Rectangle, split, stretches
+from lapse.datasets.store import MemorySource, StoreSource, convert
+from lapse.datasets.windows import WindowLoader, Windows
 from lapse.physics.grid import Grid
 
 
