@@ -186,4 +186,4 @@ def record(
 def _natural(text: str) -> list[tuple[bool, int | str]]:
     """Sort key that puts `2.2` before `2.10`."""
     parts = (part for part in re.split(r"(\d+)", text) if part)
-    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in parts]
