@@ -1,8 +1,9 @@
 """What an autoencoder keeps: the figures that stand in every model card.
 
-Errors are variance-scaled (VRMSE: root mean square error over the standard deviation about the area mean), by variable, by
-spectral band, and beside a principal component analysis with as many numbers, fitted on the same training frames. Where the
-equation is known the residual floor R(D(E u))/R(u) is given too: no physics in latent space can do better than that.
+Errors are variance-scaled (VRMSE: root mean square error over the standard deviation about the area mean), by variable,
+by spectral band, and beside a principal component analysis with as many numbers, fitted on the same training frames.
+Where the equation is known the residual floor R(D(E u))/R(u) is given too: no physics in latent space can do better
+than that.
 """
 
 import time
@@ -36,8 +37,9 @@ def vrmse(u: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
 
 
 def pca_error(train: Tensor, test: Tensor, weights: Tensor, count: int) -> Tensor:
-    """VRMSE of each variable on ``test`` after keeping ``count`` principal components of ``train``, all variables together.
+    """VRMSE of each variable on ``test`` after keeping ``count`` principal components of ``train``.
 
+    The components are of all variables together.
     Fields ``(N, C, *space)`` are normalised; components are orthonormal in the weighted inner product.
     """
     root = weights.double().sqrt().flatten()
@@ -66,17 +68,23 @@ def reconstruct(autoencoder: Autoencoder, u: Tensor, phase: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assess(
-    autoencoder: Autoencoder, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], equation: Equation | None = None
+    autoencoder: Autoencoder,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    equation: Equation | None = None,
+    pairs: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Figures of an autoencoder, JSON-safe.
 
     Arguments:
-        train, test: frames ``(N, C, *space)`` in physical units, consecutive in ``test``, and their phases ``(N, 4)``.
-        equation: gives the residual floor of consecutive test frames; None where it is not known.
+        train, test: frames ``(N, C, *space)`` in physical units, and their phases ``(N, 4)``.
+        equation: None where it is not known.
+        pairs: consecutive frames ``(N, 2, C, *space)`` and their phases ``(N, 2, 4)``, for the residual floor.
 
     Returns:
-        ``vrmse`` and ``pca`` by variable; ``bands``: relative error in the low, middle and high wavenumbers; ``compression``;
-        ``latent_numbers``; ``encode_ms`` and ``decode_ms`` per frame; ``residual_floor`` if there is an equation.
+        ``vrmse`` and ``pca`` by variable; ``bands``: relative error in the low, middle and high wavenumbers;
+        ``compression``; ``latent_numbers``; ``encode_ms`` and ``decode_ms`` per frame; ``residual_floor`` if there are
+        an equation and pairs.
     """
     spec: FieldSpec = autoencoder.spec
     u, phase = test
@@ -97,16 +105,22 @@ def assess(
             error, power = (band_power(f[:, i], spec.grid).mean(dim=0) for f in (x - y, y))
             found["bands"][name] = (error / power.clamp(min=1e-30)).sqrt().tolist()
     found |= _times(autoencoder, u[:_BATCH], phase[:_BATCH])
-    if equation is not None:
-        found["residual_floor"] = residual_floor(equation, u, decoded, spec.interval)
+    if equation is not None and pairs is not None:
+        frames = reconstruct(autoencoder, pairs[0].flatten(0, 1), pairs[1].flatten(0, 1))
+        found["residual_floor"] = residual_floor(equation, pairs[0], frames.reshape(pairs[0].shape), spec.interval)
     return found
 
 
 def residual_floor(equation: Equation, u: Tensor, decoded: Tensor, interval: float) -> dict[str, float]:
-    """Root mean square defect of consecutive frames, over the field's own: of the data, of D(E(·)), and their ratio."""
+    """Root mean square defect of consecutive frames, over that of the field: of the data, of D(E(·)), and their ratio.
+
+    Arguments:
+        u, decoded: pairs of consecutive frames ``(N, 2, C, *space)`` in physical units.
+        interval: between the two.
+    """
 
     def relative(v: Tensor) -> float:
-        defect = equation.residual(v[:-1].double(), v[1:].double(), interval)
+        defect = equation.residual(v[:, 0].double(), v[:, 1].double(), interval)
         return float(defect.square().mean().sqrt() / v.double().square().mean().sqrt())
 
     data, reconstruction = relative(u), relative(decoded)

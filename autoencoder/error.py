@@ -6,7 +6,8 @@ A deterministic decoder gives no spread to what the latents do not hold, so an e
 overconfident at short leads (published for latent emulators in arXiv:2507.02608). ε is a correlated Gaussian field of
 unit variance: white noise on the grid and on grids coarser by 2, 4, …, each interpolated and scaled to unit variance in
 every cell. The amplitude s depends on the latent through one convolution, the mixture w on the variable only. Both are
-fitted with the fair CRPS of two samples on x − D(E(x)), in normalised units; the exact heads come after it.
+fitted with the fair CRPS of two samples on x − D(E(x)), in normalised units: s on single cells, whose score does not
+depend on how errors are correlated, w on means over blocks of cells, whose score does. The exact heads come after it.
 """
 
 from math import prod
@@ -63,16 +64,27 @@ class DecoderError(nn.Module):
         """Of which for each grid."""
         return [self.channels * int(prod(g)) for g in self.grids]
 
-    def forward(self, z: Tensor, noise: Tensor) -> Tensor:
-        """Latents ``z (B, c, *latent)`` and ``noise (B, noise_size)`` to normalised errors ``(B, C, *space)``."""
-        mode = "linear" if len(self.space) == 1 else "bilinear"
+    @property
+    def _mode(self) -> str:
+        return "linear" if len(self.space) == 1 else "bilinear"
+
+    def scale(self, z: Tensor) -> Tensor:
+        """exp(s(z)), ``(B, C, *space)``: the standard deviation of the error in every cell, in normalised units."""
+        s = F.interpolate(self.amplitude(z), size=self.space, mode=self._mode, align_corners=False)
+        return torch.exp(s)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """ε ``(B, C, *space)``, of unit variance in every cell, from standard normal ``noise (B, noise_size)``."""
         weights = torch.softmax(self.mixture, dim=1).sqrt()
         epsilon = torch.zeros(len(noise), self.channels, *self.space, device=noise.device, dtype=noise.dtype)
         for j, (grid, part) in enumerate(zip(self.grids, torch.split(noise, self.sizes, dim=1), strict=True)):
             field = part.reshape(-1, self.channels, *grid)
             if grid != self.space:
-                field = F.interpolate(field, size=self.space, mode=mode, align_corners=False)
+                field = F.interpolate(field, size=self.space, mode=self._mode, align_corners=False)
             gain = getattr(self, f"gain{j}")
             epsilon = epsilon + weights[:, j].reshape(-1, *(1,) * len(self.space)) * gain * field
-        s: Tensor = F.interpolate(self.amplitude(z), size=self.space, mode=mode, align_corners=False)
-        return torch.exp(s) * epsilon
+        return epsilon
+
+    def forward(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Latents ``z (B, c, *latent)`` and ``noise (B, noise_size)`` to normalised errors ``(B, C, *space)``."""
+        return self.scale(z) * self.draw(noise)

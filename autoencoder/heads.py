@@ -3,7 +3,7 @@
 A head maps a decoded field to the nearest one (in its own sense) that obeys a linear constraint to round-off, whatever
 the network did. Heads are applied in a fixed order, each chosen so that it keeps what the ones before it made true:
 
-    divergence_free   (u, v) on a periodic plane  ->  the curl of a stream function, with the operators of `physics`
+    divergence_free   (u, v) on a periodic plane  ->  its part without divergence, as `physics.operators.div` has it
     positive          variables of kind "positive"  ->  softplus
     mass              variables of kind "positive"  ->  rescaled to the carried area mean
     mean              the other variables  ->  shifted to the carried area mean
@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..datasets.spec import FieldSpec
-from ..physics.constraints import from_vorticity, weighted_mean, with_mass, with_mean
-from ..physics.grid import Grid
-from ..physics.operators import curl
+from ..physics.constraints import weighted_mean, with_mass, with_mean
+from ..physics.grid import Axis, Grid
 
 __all__ = ["HEADS", "Heads", "suggest_heads"]
 
@@ -32,9 +31,11 @@ HEADS = ("divergence_free", "positive", "mass", "mean")
 class Heads(nn.Module):
     """The chosen heads, in their fixed order.
 
-    Raises ValueError where a head does not fit the spec: ``divergence_free`` needs two vector components on a grid that is
-    periodic in both directions; ``positive`` and ``mass`` need a variable of kind "positive".
+    Raises ValueError where a head does not fit the spec: ``divergence_free`` needs two vector components without masks
+    on a grid that is periodic in both directions; ``positive`` and ``mass`` need a variable of kind "positive".
     """
+
+    weights: Tensor
 
     def __init__(self, spec: FieldSpec, names: Sequence[str] = ()) -> None:
         super().__init__()
@@ -50,11 +51,16 @@ class Heads(nn.Module):
             raise ValueError("heads 'positive' and 'mass' need a variable of kind 'positive'; declare it in the spec")
         if "mass" in self.names and "positive" not in self.names:
             raise ValueError("head 'mass' rescales, which needs 'positive' before it; name both")
-        if "divergence_free" in self.names and (self.vector is None or not all(spec.grid.periodic) or spec.grid.ndim != 2):
+        if "divergence_free" in self.names and (self.vector is None or not all(spec.grid.periodic)):
             raise ValueError(
                 "head 'divergence_free' needs one velocity with a component along each of two periodic axes; found "
                 f"axes {spec.grid.names}, periodic {spec.grid.periodic}, vector components "
                 f"{[v.name for v in spec.variables if v.kind == 'vector']}"
+            )
+        if "divergence_free" in self.names and _masked_velocity(spec):
+            raise ValueError(
+                "head 'divergence_free' needs the velocity in every cell; found a mask on "
+                f"{', '.join(v.name for v in spec.variables if v.kind == 'vector' and v.name in spec.masks)}"
             )
         self.register_buffer("weights", spec.mask_tensor() * spec.grid.area_weights(), persistent=False)
         # softplus is bent where the field is small against this scale, and linear above
@@ -75,7 +81,9 @@ class Heads(nn.Module):
             if "mass" in self.names:
                 fields[i] = with_mass(fields[i], carried[:, i], self.weights[i], self.bends[i])
             elif "positive" in self.names:
-                fields[i] = self.bends[i] * F.softplus(fields[i] / self.bends[i])
+                # far below zero softplus itself rounds to nought, which is no longer positive
+                tiny = torch.finfo(u.dtype).tiny
+                fields[i] = (self.bends[i] * F.softplus(fields[i] / self.bends[i])).clamp_min(tiny)
         if "mean" in self.names:
             for i in self.others:
                 fields[i] = with_mean(fields[i], carried[:, i], self.weights[i])
@@ -83,12 +91,25 @@ class Heads(nn.Module):
 
 
 def solenoidal(velocity: Tensor, grid: Grid) -> Tensor:
-    """Divergence-free part plus mean flow of ``velocity (…, 2, y, x)``, through its stream function.
+    """Divergence-free part of ``velocity (…, 2, y, x)`` on a periodic plane, its mean flow included.
 
-    This is the orthogonal (Leray) projection, so it never takes a field further from a divergence-free truth.
+    This is the orthogonal (Leray) projection û − k (k·û)/|k|², so it never takes a field further from a
+    divergence-free truth. k is the wavenumber of the discrete derivative, nought for a Nyquist mode: with |k|² of the
+    Laplacian instead, applying it twice would not be applying it once.
     """
-    mean = velocity.mean(dim=(-2, -1), keepdim=True)
-    return from_vorticity(curl(velocity, grid), grid) + mean
+    spectrum = torch.fft.rfft2(velocity.double())
+    ky, kx = (_wavenumbers(axis, half) for axis, half in zip(grid.axes, (False, True), strict=True))
+    k = torch.stack(torch.broadcast_tensors(kx, ky[:, None])).to(velocity.device)
+    square = k.square().sum(dim=0)
+    along = (k * spectrum).sum(dim=-3, keepdim=True) / torch.where(square > 0, square, 1.0)
+    return torch.fft.irfft2(spectrum - k * along, s=grid.shape).to(velocity.dtype)
+
+
+def _wavenumbers(axis: Axis, half: bool) -> Tensor:
+    k = (torch.fft.rfftfreq if half else torch.fft.fftfreq)(axis.size, d=axis.spacing, dtype=torch.float64)
+    if axis.size % 2 == 0:
+        k[axis.size // 2] = 0
+    return 2 * torch.pi * k
 
 
 def velocity_channels(spec: FieldSpec) -> tuple[int, int] | None:
@@ -102,19 +123,25 @@ def velocity_channels(spec: FieldSpec) -> tuple[int, int] | None:
     return along[names[1]], along[names[0]]
 
 
+def _masked_velocity(spec: FieldSpec) -> bool:
+    return any(v.kind == "vector" and v.name in spec.masks for v in spec.variables)
+
+
 def suggest_heads(spec: FieldSpec, u: Tensor, tolerance: float = 1e-5) -> tuple[str, ...]:
     """Heads that the data ``u (T, C, *space)``, consecutive frames, obeys by itself.
 
-    A mean is conserved if its drift over the frames is below ``tolerance`` of the variable's standard deviation; a velocity
-    is divergence-free if its divergent part is. What the data does not obey must not be imposed.
+    A mean is conserved if its drift over the frames is below ``tolerance`` of the variable's standard deviation; a
+    velocity is divergence-free if its divergent part is. What the data does not obey must not be imposed, and a single
+    frame does not tell what is conserved.
     """
     probe = Heads(spec)
     means = probe.carried(u)
     std = u.double().std(dim=(0, *range(2, u.ndim)))
-    conserved = ((means - means[0]).abs().amax(dim=0) <= tolerance * std).tolist()
+    steady = (means - means[0]).abs().amax(dim=0) <= tolerance * std
+    conserved = (steady & torch.tensor(len(u) > 1)).tolist()
     heads = []
     vector = probe.vector
-    if vector is not None and all(spec.grid.periodic):
+    if vector is not None and all(spec.grid.periodic) and not _masked_velocity(spec):
         v = u[:, list(vector)].double()
         if (v - solenoidal(v, spec.grid)).square().mean().sqrt() <= 100 * tolerance * v.std():
             heads.append("divergence_free")

@@ -1,9 +1,12 @@
 """One stage of training, whatever is trained: a module, an objective, a schedule.
 
 A stage is short enough to be read: AdamW, a warm-up, a cosine to zero, clipped gradients, and an average of the weights
-(`EMAWeightAveraging` of Lightning). Progress runs from 0 to 1 and is counted in steps, or, with ``cpu_minutes``, in processor
-time of this process, which is the fair currency on a shared machine: then the learning rate reaches zero exactly when
-the budget is spent.
+(`EMAWeightAveraging` of Lightning). Progress runs from 0 to 1 and is counted in steps, or, with ``cpu_minutes``, in
+processor time of this process, which is the fair currency on a shared machine: then the learning rate reaches zero
+exactly when the budget is spent.
+
+What a step draws is a function of (seed, step, rank) and of nothing else, so a run that was killed and resumed has the
+loss curve of one that was not, and no two ranks draw the same noise.
 """
 
 import math
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
@@ -27,12 +31,18 @@ class Stage(lightning.LightningModule):
 
     Arguments:
         module: what is trained; its state is the checkpoint.
-        objective: from a batch of windows ``u (B, L, C, *space)``, ``phase (B, L, 4)`` and the progress in [0, 1] to a scalar.
-        parameters: the parts of ``module`` that learn; everything else is frozen while the stage runs.
+        objective: from a batch of windows ``u (B, L, C, *space)``, ``phase (B, L, 4)`` and the progress in [0, 1] to a
+            scalar.
+        parameters: the parts of ``module`` that learn; everything else is frozen and in evaluation mode meanwhile.
         steps: optimiser steps of the whole stage.
         lr, warmup, weight_decay, clip: of the optimiser; ``warmup`` in steps.
         cpu_minutes: end at this much processor time instead, whatever the steps.
-        generator: that the objective draws from; its state travels in the checkpoint, so that a resumed run draws on.
+        seed: of everything random in a step.
+        generators: that the objective draws from; they are seeded before each step, as is torch's own.
+
+    Attributes:
+        history: a record ``{"step", "loss", "cpu_s"}`` for each step; ``step`` is 1 for the first.
+        progress: share of the stage that is done, in [0, 1].
     """
 
     def __init__(
@@ -46,7 +56,8 @@ class Stage(lightning.LightningModule):
         weight_decay: float = 1e-4,
         clip: float = 1.0,
         cpu_minutes: float | None = None,
-        generator: torch.Generator | None = None,
+        seed: int = 0,
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
         super().__init__()
         self.module = module
@@ -55,23 +66,17 @@ class Stage(lightning.LightningModule):
         self.lr, self.warmup, self.weight_decay, self.clip = lr, warmup, weight_decay, clip
         self.budget = None if cpu_minutes is None else 60 * cpu_minutes
         self.spent = 0.0
-        self.generator = generator
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+        self.progress = 0.0
+        self.seed, self.generators = seed, tuple(generators)
+        # Dropout of a frozen net would be noise in what the learning one is asked for. Lightning keeps the modes.
+        module.eval().requires_grad_(False)
         for part in parameters:
-            for parameter in part.parameters():
-                parameter.requires_grad_(True)
+            part.train().requires_grad_(True)
         self.history: list[dict[str, float]] = []
 
     @property
-    def progress(self) -> float:
-        """Share of the stage that is done, in [0, 1]."""
-        by_steps = self.global_step / self.total
-        return min(1.0, by_steps if self.budget is None else max(by_steps, self.elapsed / self.budget))
-
-    @property
     def elapsed(self) -> float:
-        """Processor seconds of this stage, earlier runs of it included."""
+        """Processor seconds of this stage while it runs, earlier runs of it included."""
         return self.spent + time.process_time() - self._start
 
     def on_fit_start(self) -> None:
@@ -79,6 +84,17 @@ class Stage(lightning.LightningModule):
 
     def on_fit_end(self) -> None:
         self.spent = self.elapsed
+
+    def on_train_start(self) -> None:
+        self.measure_progress()
+
+    def measure_progress(self) -> None:
+        """Bring `progress` up to date; it is the same on every rank, though their processor times differ."""
+        progress = self.global_step / self.total
+        if self.budget is not None:
+            mean = self.trainer.strategy.reduce(torch.tensor(self.elapsed, device=self.device), reduce_op="mean")
+            progress = max(progress, float(mean) / self.budget)
+        self.progress = min(1.0, progress)
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate: linear warm-up, then a cosine from ``lr`` to zero in ``progress``."""
@@ -91,51 +107,49 @@ class Stage(lightning.LightningModule):
         return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        for group in self.optimizers(use_pl_optimizer=False).param_groups:
+        for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.rate(self.global_step, self.progress)
+        mixed = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
+        own, *others = (int(word) for word in mixed.generate_state(1 + len(self.generators), np.uint32))
+        torch.manual_seed(own)
+        for generator, word in zip(self.generators, others, strict=True):
+            generator.manual_seed(word)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         u, phase = batch
         loss = self.objective(u, phase, self.progress)
         self.log("loss", loss, prog_bar=True)
+        # Here and not after the step, since Lightning writes checkpoints before it calls the module's own hook.
+        self.history.append({"step": self.global_step + 1, "loss": float(loss.detach()), "cpu_s": self.elapsed})
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], self.clip)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self.history.append({"step": self.global_step, "loss": float(loss), "cpu_s": self.elapsed})
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lapse_stage"] = {"spent": self.elapsed, "history": self.history}
-        if self.generator is not None:
-            checkpoint["lapse_stage"]["generator"] = self.generator.get_state()
-        checkpoint["lapse_stage"]["torch"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.spent = checkpoint["lapse_stage"]["spent"]
         self.history = list(checkpoint["lapse_stage"]["history"])
-        if self.generator is not None:
-            self.generator.set_state(checkpoint["lapse_stage"]["generator"])
-        torch.set_rng_state(checkpoint["lapse_stage"]["torch"])
 
 
 class StopAtBudget(Callback):
-    """End the run when the stage's progress reaches 1."""
+    """Measure the stage's progress after each step, and end the run when it reaches 1."""
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+        pl_module.measure_progress()
         if pl_module.progress >= 1:
             trainer.should_stop = True
 
 
 def callbacks(folder: Path, every: int, ema: float | None) -> list[Callback]:
     """What every stage runs with: the budget, the last checkpoint in ``folder``, and the average of the weights."""
-    found: list[Callback] = [
-        StopAtBudget(),
-        ModelCheckpoint(dirpath=folder, filename="last", every_n_train_steps=every, save_top_k=1, enable_version_counter=False,
-                        save_last=False, monitor=None, auto_insert_metric_name=False),
-    ]  # fmt: skip
+    checkpoint = ModelCheckpoint(
+        dirpath=folder, filename="last", every_n_train_steps=every, save_top_k=1, save_last=False, monitor=None,
+        enable_version_counter=False, auto_insert_metric_name=False,
+    )  # fmt: skip
+    found: list[Callback] = [StopAtBudget(), checkpoint]
     if ema is not None:
         found.append(EMAWeightAveraging(decay=ema))
     return found
@@ -149,7 +163,7 @@ def fit(
     every: int = 200,
     ema: float | None = 0.99,
 ) -> Stage:
-    """Run a stage to its end, from its last checkpoint if there is one; afterwards the module holds the averaged weights.
+    """Run a stage to its end, from its last checkpoint if there is one; the module then holds the averaged weights.
 
     Arguments:
         data: gives batches ``(u, phase)``; the order of its loader is resumed too.
@@ -160,9 +174,10 @@ def fit(
     """
     folder = Path(folder)
     last = folder / "last.ckpt"
+    run_with = callbacks(folder, every, ema)
     run = lightning.Trainer(
         max_steps=stage.total,
-        callbacks=callbacks(folder, every, ema),
+        callbacks=run_with,
         default_root_dir=folder,
         logger=False,
         limit_val_batches=0,
@@ -170,4 +185,9 @@ def fit(
         **trainer,
     )
     run.fit(stage, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    for callback in run_with:
+        # Killed after the last step, before the result was written: Lightning then finds nothing left to do, and does
+        # not put the average in place either. To do so twice is harmless.
+        if isinstance(callback, EMAWeightAveraging):
+            callback.on_train_end(run, stage)
     return stage

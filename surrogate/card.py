@@ -10,7 +10,7 @@ from .. import __version__
 from ..autoencoder.assess import assess
 from ..datasets.datamodule import FieldData
 from ..physics.equation import Equation, equation
-from .skill import rollout_skill
+from .skill import rollout_skill, starts
 
 if TYPE_CHECKING:
     from .model import Model
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["write_card"]
 
 _FRAMES = 400  # of the test split that the autoencoder is assessed on
+_PAIRS = 64  # of consecutive frames that the residual floor is measured on
 _LEADS = (1, 2, 5, 10, 20)
 
 
@@ -25,12 +26,17 @@ def write_card(model: "Model", data: FieldData, records: Sequence[Mapping[str, A
     """Markdown; every figure in it is measured here, on the test split (on validation where there is no test split)."""
     name = "test" if data.splits["test"] else "val"
     train, test = gather(data, "train", 1000), gather(data, name, _FRAMES)
-    figures = assess(model.emulator.autoencoder, train, test, law(model))
+    known = law(model)
+    # Gathered frames end one trajectory and begin the next; the residual needs true neighbours.
+    pairs = None if known is None else starts(data, name, 2, _PAIRS)
+    figures = assess(model.emulator.autoencoder, train, test, known, pairs)
+    frames = sum(r.t1 - r.t0 for r in data.splits["train"])
+    trajectories = max(r.k1 for r in data.splits["train"]) - min(r.k0 for r in data.splits["train"])
     lines = [
         f"# {model.name}",
         "",
-        f"A lapse model (version {__version__}), trained on {sum(r.t1 - r.t0 for r in data.splits['train'])} consecutive frames "
-        f"of {sum(r.k1 - r.k0 for r in data.splits['train'])} trajectories; the figures below are from the {name} split.",
+        f"A lapse model (version {__version__}), trained on {frames} frames of each of {trajectories} trajectories; "
+        f"the figures below are from the {name} split.",
         "",
         "## Fields",
         "",
@@ -51,10 +57,24 @@ def write_card(model: "Model", data: FieldData, records: Sequence[Mapping[str, A
         lines.append(f"| {variable} | {error:.4f} | {figures['pca'][variable]:.4f} | {bands} |")
     if "residual_floor" in figures:
         floor = figures["residual_floor"]
-        lines += ["", f"Residual floor: {floor['reconstruction']:.2e} of the field after decoding, {floor['data']:.2e} for the data."]
-    lines += ["", "## Forecasts", "", "Root mean square error of the mean of 8 members over the test data's standard deviation; spread/skill in brackets.", ""]
+        lines += [
+            "",
+            f"Residual floor: {floor['reconstruction']:.2e} of the field after decoding, {floor['data']:.2e} for the "
+            "data.",
+        ]
+    lines += [
+        "",
+        "## Forecasts",
+        "",
+        f"Root mean square error of the mean of 8 members over the {name} data's standard deviation; spread/skill in "
+        "brackets.",
+        "",
+    ]
     skill = rollout_skill(model, data, name, _LEADS)
-    lines += ["| lead (frames) | " + " | ".join(str(k) for k in skill["leads"]) + " |", "|---" * (len(skill["leads"]) + 1) + "|"]
+    lines += [
+        "| lead (frames) | " + " | ".join(str(k) for k in skill["leads"]) + " |",
+        "|---" * (len(skill["leads"]) + 1) + "|",
+    ]
     for row, values in skill["rows"].items():
         lines.append(f"| {row} | " + " | ".join(values) + " |")
     lines += ["", "## Training", "", "| stage | steps | CPU minutes |", "|---|---|---|"]

@@ -4,7 +4,7 @@ With z the latents of the last frames and s the scale of one frame's change:
 
     mean net        m(z) = z₀ + s M(z)                                   deterministic, trained through the decoder
     quality         z₁ = m(z) + σ r,  r = sampler(x̂(·; z, m(z)), noise)   flow matching on the residual to the mean net
-    fast            z₁ = z₀ + s G(z, noise)                               one evaluation, tuned with CRPS through the decoder
+    fast            z₁ = z₀ + s G(z, noise)                               one evaluation, CRPS through the decoder
 
 M, F (inside x̂) and G are three sets of weights of one `Backbone`; G starts from M. A rollout stays in latent space:
 nothing is decoded and re-encoded on the way. Noise always comes from outside, as a flat vector of `noise_size` numbers
@@ -14,7 +14,7 @@ a member and frame, so that a member is a function of its own generator and of n
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,13 @@ class State:
 
 
 def bound(z: Tensor, limit: float) -> Tensor:
-    """z (1 + (z/limit)⁸)^(−1/8): the identity to 1 % below 0.7·limit, never beyond limit."""
-    return z * (1 + (z / limit) ** 8) ** -0.125
+    """z (1 + (z/limit)⁸)^(−1/8): the identity to 1 % below 0.7·limit, never beyond limit.
+
+    What is not finite stays so: a member that blew up must be seen.
+    """
+    # The eighth power of a large finite number overflows, and z·0 would turn it into a harmless looking zero.
+    y = z.clamp(-10 * limit, 10 * limit)
+    return torch.where(z.isfinite(), y * (1 + (y / limit) ** 8) ** -0.125, z)
 
 
 class Emulator(nn.Module):
@@ -126,7 +131,10 @@ class Emulator(nn.Module):
         return State(z, latent.carried.reshape(batch, history, -1)[:, -1])
 
     def decode(self, state: State, phase: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Newest frame in physical units ``(B, C, *space)``; ``noise (B, decode_noise_size)`` adds the decoder's error."""
+        """Newest frame in physical units ``(B, C, *space)``.
+
+        ``noise (B, decode_noise_size)``, standard normal, adds the decoder's error.
+        """
         error = None
         if noise is not None and self.error is not None:
             error = self.error(state.latent.z, noise)
@@ -143,30 +151,38 @@ class Emulator(nn.Module):
 
     def noise_size(self, mode: Mode) -> int:
         """Standard normal numbers that one member needs for one frame forward."""
+        if mode not in get_args(Mode):
+            raise ValueError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
         if mode == "mean":
             return 0
         if mode == "fast":
-            return self.noise_maps * prod(self.latent_shape[1:]) + self.noise_vector
-        return prod(self.latent_shape)
+            return self.noise_maps * int(prod(self.latent_shape[1:])) + self.noise_vector
+        return int(prod(self.latent_shape))
 
     @property
     def decode_noise_size(self) -> int:
         """Standard normal numbers that one member needs for one decoded frame."""
         return 0 if self.error is None else self.error.noise_size
 
-    def advance(self, state: State, noise: Tensor | None = None, phase: Tensor | None = None, mode: Mode = "fast") -> State:
+    def advance(
+        self, state: State, noise: Tensor | None = None, phase: Tensor | None = None, mode: Mode = "fast"
+    ) -> State:
         """One frame forward.
 
         Arguments:
             state: of batch size B.
             noise: ``(B, noise_size(mode))``, standard normal.
             phase: ``(B, 4)``, phase of the year and day of the *newest* frame of ``state``.
+            mode: one of `modes`.
+
+        Raises ValueError for a mode that this model was not built for, and for noise of another shape.
         """
         context, condition = self.context(state), self.condition(phase)
         if mode == "mean":
             return self.push(state, self.predict_mean(state, context, condition))
-        if noise is None:
-            raise ValueError(f"mode {mode!r} needs noise of shape (batch, {self.noise_size(mode)})")
+        if noise is None or noise.shape != (len(state.z), self.noise_size(mode)):
+            found = "none" if noise is None else tuple(noise.shape)
+            raise ValueError(f"mode {mode!r}: found noise {found}, wanted {(len(state.z), self.noise_size(mode))}")
         if mode == "fast":
             return self.push(state, self.predict_fast(state, context, condition, noise))
         start = self.predict_mean(state, context, condition) if self.mean is not None else state.z[:, -1]
@@ -188,14 +204,17 @@ class Emulator(nn.Module):
 
     def predict_mean(self, state: State, context: Tensor, condition: Tensor | None) -> Tensor:
         """The mean net's next frame."""
-        return state.z[:, -1] + self.increment * self._part("mean")(context, condition)
+        change: Tensor = self._part("mean")(context, condition)
+        return state.z[:, -1] + self.increment * change
 
     def predict_fast(self, state: State, context: Tensor, condition: Tensor | None, noise: Tensor) -> Tensor:
         """The fast net's next frame, a sample."""
-        maps = noise[:, : noise.shape[1] - self.noise_vector].reshape(len(noise), self.noise_maps, *self.latent_shape[1:])
-        vector = noise[:, noise.shape[1] - self.noise_vector :]
+        cells = noise.shape[1] - self.noise_vector
+        maps = noise[:, :cells].reshape(len(noise), self.noise_maps, *self.latent_shape[1:])
+        vector = noise[:, cells:]
         c = vector if condition is None else torch.cat([condition, vector], dim=1)
-        return state.z[:, -1] + self.increment * self._part("fast")(torch.cat([context, maps], dim=1), c)
+        change: Tensor = self._part("fast")(torch.cat([context, maps], dim=1), c)
+        return state.z[:, -1] + self.increment * change
 
     def denoiser(self, context: Tensor, start: Tensor, condition: Tensor | None) -> PreconditionedDenoiser:
         """Denoiser of the unit-variance residual ``(z₁ − start)/σ``, given context frames and the mean net's answer."""
@@ -211,7 +230,7 @@ class Emulator(nn.Module):
         return PreconditionedDenoiser(network, RectifiedFlow())
 
     def _part(self, name: str) -> Backbone:
-        part = getattr(self, name)
+        part: Backbone | None = getattr(self, name)
         if part is None:
             raise ValueError(f"this model has no {name!r} network; it was built with {self.config['parts']}")
         return part

@@ -1,12 +1,11 @@
 """What the networks are trained for: one function a stage, each from a batch of windows to a scalar.
 
-Windows are ``u (B, L, C, *space)`` in physical units with ``phase (B, L, 4)``. Every loss is taken on normalised fields,
-weighted by the area of the cells and restricted to valid ones, after the exact heads: that is where the user looks. Losses
-in the latent metric spend the network's capacity on directions that the decoder ignores; only the generator, whose
-target lives in the latent, is trained there, and then weighted by how much the decoder sees of each channel.
+Windows are ``u (B, L, C, *space)`` in physical units with ``phase (B, L, 4)``. Every loss is taken on normalised
+fields, weighted by the area of the cells and restricted to valid ones, after the exact heads: that is where the user
+looks. Losses in the latent metric spend the network's capacity on directions that the decoder ignores; only the
+generator, whose target lives in the latent, is trained there, and then weighted by how much the decoder sees of each
+channel.
 """
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,20 @@ from ..autoencoder.model import Autoencoder, Latent
 from .denoiser import logit_normal
 from .emulator import Emulator, Mode, State
 
-__all__ = ["almost_fair_crps", "decoder_error_loss", "field_weights", "generator_loss", "reconstruction_loss", "rollout_loss"]
-
-Objective = Callable[[Tensor, Tensor], Tensor]
+__all__ = [
+    "almost_fair_crps",
+    "decoder_error_loss",
+    "decoder_sensitivity",
+    "field_weights",
+    "generator_loss",
+    "pyramid",
+    "reconstruction_loss",
+    "rollout_loss",
+]
 
 
 def field_weights(autoencoder: Autoencoder) -> Tensor:
-    """Area weights times mask ``(C, *space)``, so that a plain mean of ``weights · square`` is the mean over valid cells."""
+    """Area weights times mask ``(C, *space)``: a plain mean of ``weights · square`` is the mean over valid cells."""
     weights = autoencoder.heads.weights
     return (weights / weights.mean()).float()
 
@@ -48,7 +54,7 @@ def almost_fair_crps(members: Tensor, truth: Tensor, alpha: float = 0.95) -> Ten
 def reconstruction_loss(
     autoencoder: Autoencoder, u: Tensor, phase: Tensor, noise: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Weighted mean square of D(E(u) + τ ε) − u with τ uniform in (0, noise): a decoder that is smooth around its codes."""
+    """Weighted mean square of D(E(u) + τ ε) − u, τ uniform in (0, noise): makes the decoder smooth around its codes."""
     u, phase = u[:, 0], phase[:, 0]
     latent = autoencoder.encode(u, phase)
     level = noise * torch.rand(len(u), *(1,) * (latent.z.ndim - 1), generator=generator).to(u)
@@ -58,20 +64,35 @@ def reconstruction_loss(
     return (field_weights(autoencoder) * error.square()).mean()
 
 
-def decoder_error_loss(emulator: Emulator, u: Tensor, phase: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Fair CRPS of two draws of the decoder-error model against the field that was compressed."""
-    if emulator.error is None:
+def decoder_error_loss(
+    emulator: Emulator, u: Tensor, phase: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fair CRPS of two draws of the decoder-error model against the field that was compressed.
+
+    On single cells it fits the amplitude, and on means over blocks of 2, 4, … cells, the spacings of the noise's grids,
+    the mixture. Each is held still for the other's part: a mixture of smooth fields cannot follow errors that cancel
+    within a block, and would make up for it with a smaller amplitude.
+    """
+    error = emulator.error
+    if error is None:
         raise ValueError("this model has no decoder-error model")
     autoencoder = emulator.autoencoder
     u, phase = u[:, 0], phase[:, 0]
     with torch.no_grad():
         latent = autoencoder.encode(u, phase)
-    members = []
+    weights, scales = field_weights(autoencoder), len(error.grids)
+    amplitude = error.scale(latent.z)
+    cells, blocks = [], []
     for _ in range(2):
-        noise = torch.randn(len(u), emulator.error.noise_size, generator=generator).to(u)
-        members.append(autoencoder.normalise(autoencoder.decode(latent, phase, emulator.error(latent.z, noise)), phase))
+        epsilon = error.draw(torch.randn(len(u), error.noise_size, generator=generator).to(u))
+        for members, noise in ((cells, amplitude * epsilon.detach()), (blocks, amplitude.detach() * epsilon)):
+            members.append(autoencoder.normalise(autoencoder.decode(latent, phase, noise), phase))
     truth = autoencoder.normalise(u, phase)
-    return (field_weights(autoencoder) * almost_fair_crps(torch.stack(members), truth, alpha=1.0)).mean()
+    loss = (weights * almost_fair_crps(torch.stack(cells), truth, 1.0)).mean()
+    levels = zip(*(pyramid(x, weights, scales)[1:] for x in (*blocks, truth)), strict=True)
+    for (first, weight), (second, _), (target, _) in levels:
+        loss = loss + (weight * almost_fair_crps(torch.stack([first, second]), target, 1.0)).mean()
+    return loss / scales
 
 
 def rollout_loss(
@@ -86,8 +107,8 @@ def rollout_loss(
 ) -> Tensor:
     """Unrolled through the decoder over ``L − history`` frames.
 
-    One member (the mean net): weighted mean square error. Two or more (the fast net): almost fair CRPS, averaged over fields
-    pooled over blocks of 1, 2, 4, … cells (``scales`` of them), so that members must be coherent and not only
+    One member (the mean net): weighted mean square error. Two or more (the fast net): almost fair CRPS, averaged over
+    fields pooled over blocks of 1, 2, 4, … cells (``scales`` of them), so that members must be coherent and not only
     right in every cell.
     """
     autoencoder, history = emulator.autoencoder, emulator.history
@@ -108,9 +129,8 @@ def rollout_loss(
         if members == 1:
             total = total + (weights * (field - truth).square()).mean()
             continue
-        for fields, truths, weight in zip(
-            pyramid(field, weights, scales), pyramid(truth, weights, scales), [weights, *[1.0] * (scales - 1)], strict=True
-        ):
+        levels = zip(pyramid(field, weights, scales), pyramid(truth, weights, scales), strict=True)
+        for (fields, weight), (truths, _) in levels:
             score = almost_fair_crps(fields.reshape(members, batch, *fields.shape[1:]), truths, alpha)
             total = total + (weight * score).mean() / scales
     return total / (length - history)
@@ -120,7 +140,7 @@ def generator_loss(
     emulator: Emulator, u: Tensor, phase: Tensor, weight: Tensor, context_noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Flow matching of the next frame's residual to the mean net; ``weight (c, 1, …)`` is what the decoder sees of a channel.
+    """Flow matching of the next frame's residual to the mean net, channels weighted by ``weight (c, 1, …)``.
 
     Context frames get a little noise, as they will have in a rollout.
     """  # fmt: skip
@@ -142,28 +162,40 @@ def generator_loss(
 
 
 @torch.no_grad()
-def decoder_sensitivity(autoencoder: Autoencoder, latent: Latent, scale: Tensor, probes: int = 4) -> Tensor:
-    """Mean square change of the normalised field for a change of one ``scale`` in each latent channel, ``(c, 1, …)``, mean 1."""
+def decoder_sensitivity(
+    autoencoder: Autoencoder, latent: Latent, scale: Tensor, probes: int = 4, generator: torch.Generator | None = None
+) -> Tensor:
+    """What the decoder sees of each latent channel, ``(c, 1, …)``, mean 1.
+
+    Mean square change of the normalised field for random changes by a tenth of ``scale (c,)``, ``probes`` of them.
+    """
     base = autoencoder.network.decode(latent.z)
     found = []
     for channel in range(latent.z.shape[1]):
         change = torch.zeros_like(latent.z)
         response = latent.z.new_zeros(())
         for _ in range(probes):
-            change[:, channel] = 0.1 * scale[channel] * torch.randn_like(latent.z[:, channel])
+            draw = torch.randn(latent.z[:, channel].shape, generator=generator).to(latent.z)
+            change[:, channel] = 0.1 * scale[channel] * draw
             response = response + (autoencoder.network.decode(latent.z + change) - base).square().mean()
         found.append(response)
     seen = torch.stack(found)
     return (seen / seen.mean()).reshape(-1, *(1,) * (latent.z.ndim - 2))
 
 
-def pyramid(x: Tensor, weights: Tensor, scales: int) -> list[Tensor]:
-    """``x (B, C, *space)`` itself, then its weighted means over blocks of 2, 4, … cells along every axis, ``scales`` fields in all."""
+def pyramid(x: Tensor, weights: Tensor, scales: int) -> list[tuple[Tensor, Tensor]]:
+    """Weighted means over blocks of 1, 2, 4, … cells along every axis, each with the blocks' weights, of mean 1.
+
+    ``x (B, C, *space)`` and ``weights (C, *space)``, of mean 1 and zero in masked cells, come first, as they are. A
+    block at the edge of a grid of any size stands for the cells that it has.
+    """
     pool = F.avg_pool1d if x.ndim == 3 else F.avg_pool2d
-    fields, pooled = [x], x * weights
+    fields, mass, moment = [(x, weights)], weights, x * weights
     for _ in range(scales - 1):
-        pooled = pool(pooled, 2, ceil_mode=True, count_include_pad=False)
-        fields.append(pooled)
+        odd = [side for n in reversed(x.shape[2:]) for side in (0, n % 2)]
+        mass, moment = pool(F.pad(mass, odd), 2), pool(F.pad(moment, odd), 2)
+        x = moment / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+        fields.append((x, mass / mass.mean()))
     return fields
 
 

@@ -1,7 +1,7 @@
 """A quick look at forecast skill on a split, on tensors: for model cards and for choosing between settings.
 
-The full scores, with starts, variables and calibration, are `lapse.surrogate.scores`; this one averages over variables in
-normalised units, so that one figure stands for a model and a lead.
+The full scores, with starts, variables and calibration, are `lapse.surrogate.scores`; this one averages over variables
+in normalised units, so that one figure stands for a model and a lead.
 """
 
 from collections.abc import Sequence
@@ -52,16 +52,20 @@ def rollout_skill(
 
 
 def starts(data: FieldData, split: str, length: int, count: int) -> tuple[Tensor, Tensor]:
-    """``count`` windows of ``length`` frames spread evenly over a split: fields ``(N, length, C, *space)`` and phases."""
-    before = data.eval_length, data.eval_stride, data.batch_size
-    data.eval_length, data.eval_stride, data.batch_size = length, 1, 1
+    """``count`` windows of ``length`` frames spread over a split.
+
+    Fields ``(N, length, C, *space)`` and phases ``(N, length, 4)``. None of them crosses from one trajectory into the
+    next. They are spread evenly, but for the training split, whose order is random.
+    """
+    before = data.length, data.eval_length, data.eval_stride, data.batch_size
+    data.length, data.eval_length, data.eval_stride, data.batch_size = length, length, 1, 1
     try:
         windows = data.windows(split)  # type: ignore[arg-type]
         total = windows.batches
         wanted = {int(i) for i in torch.linspace(0, total - 1, min(count, total))}
         picked = [batch for i, batch in enumerate(windows) if i in wanted]
     finally:
-        data.eval_length, data.eval_stride, data.batch_size = before
+        data.length, data.eval_length, data.eval_stride, data.batch_size = before
     return torch.cat([b.fields for b in picked]), torch.cat([b.phase for b in picked])
 
 

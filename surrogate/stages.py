@@ -11,6 +11,8 @@ A stage is resumed from its checkpoint, and skipped if it is complete; what the 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,13 @@ from .objectives import (
 
 __all__ = ["STAGES", "Shift", "run_stage", "unroll_at"]
 
+_LEARNED = {
+    "autoencoder": ("autoencoder.",),
+    "error": ("error.",),
+    "mean": ("mean.", "increment"),
+    "generator": ("generator.", "increment", "residual"),
+    "fast": ("fast.", "increment"),
+}  # what of a model's state a stage is responsible for
 _MEASURED = 256  # windows from which scales are measured before a stage
 
 
@@ -51,10 +60,8 @@ class Shift:
         dims = [2 + i for i in axes]
         shifted = []
         for window in u:
-            by = [
-                self.cells[i] * int(torch.randint(self.sizes[i] // self.cells[i], (), generator=self.generator)) for i in axes
-            ]
-            shifted.append(torch.roll(window, by, dims))
+            draws = [int(torch.randint(self.sizes[i] // self.cells[i], (), generator=self.generator)) for i in axes]
+            shifted.append(torch.roll(window, [self.cells[i] * n for i, n in zip(axes, draws, strict=True)], dims))
         return torch.stack(shifted)
 
 
@@ -69,53 +76,77 @@ def _cut(u: Tensor, phase: Tensor, history: int, frames: int) -> tuple[Tensor, T
     return u[:batch, : history + frames], phase[:batch, : history + frames]
 
 
-def _autoencoder(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, list[nn.Module], int]:
+@dataclass
+class Plan:
+    """What a stage trains: an objective, the modules that learn, and the frames of a window."""
+
+    objective: Callable[[Tensor, Tensor, float], Tensor]
+    parts: list[nn.Module]
+    length: int
+
+
+Windows = tuple[Tensor, Tensor]  # u (B, L, C, *space) and phase (B, L, 4)
+
+
+def _autoencoder(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         return reconstruction_loss(emulator.autoencoder, u, phase, options["noise"], generator)
 
-    return objective, [emulator.autoencoder.network], 1
+    return Plan(objective, [emulator.autoencoder.network], 1)
 
 
-def _error(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, list[nn.Module], int]:
+def _error(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         return decoder_error_loss(emulator, u, phase, generator)
 
-    assert emulator.error is not None
-    return objective, [emulator.error], 1
+    return Plan(objective, [_part(emulator, "error")], 1)
 
 
-def _mean(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, list[nn.Module], int]:
+def _mean(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         u, phase = _cut(u, phase, emulator.history, unroll_at(options["unroll"], progress))
         return rollout_loss(emulator, u, phase, "mean")
 
-    assert emulator.mean is not None
-    return objective, [emulator.mean], emulator.history + max(int(k) for _, k in options["unroll"])
+    return Plan(objective, [_part(emulator, "mean")], emulator.history + _longest(options))
 
 
-def _generator(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, list[nn.Module], int]:
+def _generator(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+    u, phase = (x[: options["batch"], 0] for x in seen)
+    latent = emulator.autoencoder.encode(u, phase)
+    # Once and from fixed windows, so that a resumed run weighs the channels alike.
+    weight = decoder_sensitivity(emulator.autoencoder, latent, emulator.residual.flatten(), generator=generator)
+
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
-        if not hasattr(objective, "weight"):
-            latent = emulator.autoencoder.encode(u[:, 0], phase[:, 0])
-            objective.weight = decoder_sensitivity(emulator.autoencoder, latent, emulator.residual.flatten())  # type: ignore[attr-defined]
-        return generator_loss(emulator, u, phase, objective.weight, options["context_noise"], generator)  # type: ignore[attr-defined]
+        return generator_loss(emulator, u, phase, weight.to(u), options["context_noise"], generator)
 
-    assert emulator.generator is not None
-    return objective, [emulator.generator], emulator.history + 1
+    return Plan(objective, [_part(emulator, "generator")], emulator.history + 1)
 
 
-def _fast(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, list[nn.Module], int]:
+def _fast(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         u, phase = _cut(u, phase, emulator.history, unroll_at(options["unroll"], progress))
         return rollout_loss(
             emulator, u, phase, "fast", options["members"], options["scales"], options["alpha"], generator
         )
 
-    assert emulator.fast is not None
-    return objective, [emulator.fast], emulator.history + max(int(k) for _, k in options["unroll"])
+    return Plan(objective, [_part(emulator, "fast")], emulator.history + _longest(options))
 
 
-STAGES: dict[str, Callable[..., tuple[Any, list[nn.Module], int]]] = {
+def _longest(options: Mapping[str, Any]) -> int:
+    return max(int(frames) for _, frames in options["unroll"])
+
+
+def _part(emulator: Emulator, name: str) -> nn.Module:
+    part: nn.Module | None = getattr(emulator, name)
+    if part is None:
+        raise ValueError(
+            f"stage {name!r}: found a model of {', '.join(emulator.config['parts']) or 'no parts'}, wanted {name!r} "
+            "among them. Usual fix: leave the stage out of training.stages, or name the part in emulator.parts"
+        )
+    return part
+
+
+STAGES: dict[str, Callable[[Emulator, Mapping[str, Any], torch.Generator, Windows], Plan]] = {
     "autoencoder": _autoencoder,
     "error": _error,
     "mean": _mean,
@@ -132,7 +163,7 @@ def run_stage(
     folder: Path,
     trainer: dict[str, Any],
     *,
-    shift: Callable[[Tensor], Tensor],
+    shift: Shift,
     seed: int,
     ema: float | None,
     every: int,
@@ -145,44 +176,64 @@ def run_stage(
         data: set up; its window length and batch size are set to what the stage needs.
         folder: for the checkpoint, the finished weights and the record.
         shift: augmentation of a batch of fields.
+
+    Raises ValueError for a stage whose part the model lacks, and for weights of another model in ``folder``.
     """
     done, record = folder / "weights.pt", folder / "record.json"
     if done.exists() and record.exists():
-        emulator.load_state_dict(torch.load(done, weights_only=True))
+        _restore(emulator, name, done)
         return dict(json.loads(record.read_text()))
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    objective, parts, length = STAGES[name](emulator, options, generator)
-    _measure(name, emulator, data, shift)
-    data.length, data.batch_size = length, options["batch"]
+    emulator.eval()
+    seen = _measure(name, emulator, data, shift)
+    plan = STAGES[name](emulator, options, generator, seen)
+    if not any(True for part in plan.parts for _ in part.parameters()):  # autoencoder=identity
+        return {"stage": name, "steps": 0, "cpu_minutes": 0.0, "losses": []}
+    data.length, data.batch_size = plan.length, options["batch"]
 
     def shifted(u: Tensor, phase: Tensor, progress: float) -> Tensor:
-        return objective(shift(u), phase, progress)  # type: ignore[no-any-return]
+        return plan.objective(shift(u), phase, progress)
 
     stage = Stage(
-        emulator, shifted, parts, options["steps"], options["lr"], cpu_minutes=options.get("cpu_minutes"),
-        generator=generator, warmup=min(50, options["steps"] // 10 + 1),
+        emulator, shifted, plan.parts, options["steps"], options["lr"], cpu_minutes=options.get("cpu_minutes"),
+        warmup=min(50, options["steps"] // 10 + 1), seed=seed, generators=(generator, shift.generator),
     )  # fmt: skip
     fit(stage, data, folder, trainer, every, ema)
-    folder.mkdir(parents=True, exist_ok=True)
     summary = {"stage": name, "steps": stage.global_step, "cpu_minutes": stage.spent / 60, "losses": stage.history}
     if stage.trainer.is_global_zero:
-        torch.save(emulator.state_dict(), done)
-        record.write_text(json.dumps(summary))
+        folder.mkdir(parents=True, exist_ok=True)
+        learned = {k: v for k, v in emulator.state_dict().items() if k.startswith(_LEARNED[name])}
+        # Each appears whole or not at all, the record last: it says that the stage is complete.
+        torch.save(learned, done.with_suffix(".part"))
+        done.with_suffix(".part").replace(done)
+        record.with_suffix(".part").write_text(json.dumps(summary))
+        record.with_suffix(".part").replace(record)
     return summary
 
 
+def _restore(emulator: Emulator, name: str, path: Path) -> None:
+    """Load what a finished stage learned."""
+    found = emulator.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    missing = [k for k in found.missing_keys if k.startswith(_LEARNED[name])]
+    if missing or found.unexpected_keys:
+        raise ValueError(
+            f"{path}: found weights of another model (lacking {missing[:3]}, beyond it {found.unexpected_keys[:3]}). "
+            "Usual fix: another out=, or remove the folder"
+        )
+
+
 @torch.no_grad()
-def _measure(name: str, emulator: Emulator, data: FieldData, shift: Callable[[Tensor], Tensor]) -> None:
-    """Whatever a stage needs to know of the data before it starts, from the first windows of a fixed order."""
+def _measure(name: str, emulator: Emulator, data: FieldData, shift: Shift) -> Windows:
+    """Whatever a stage needs to know of the data before it starts, from the first windows of a fixed order: these."""
+    data.trainer = None  # of the stage before: every rank is to measure the same windows
     autoencoder, history = emulator.autoencoder, emulator.history
-    data.length, data.batch_size = (1 if name == "autoencoder" else history + 1), _MEASURED
-    u, phase = next(iter(data.windows("train")))
+    data.length, data.batch_size = (1 if name == "autoencoder" else history + 1), 1
+    batches = list(islice(data.windows("train"), _MEASURED))
+    u, phase = torch.cat([b.fields for b in batches]), torch.cat([b.phase for b in batches])
+    u = shift(u)
     if name == "autoencoder":
-        u = shift(u)
         autoencoder.start_from(u[:, 0], phase[:, 0])
-    elif name in ("mean", "generator", "fast"):
-        u = shift(u)
+    elif name != "error":
         before, after = emulator.encode(u[:, :history], phase[:, :history]), emulator.encode(u[:, 1:], phase[:, 1:])
         if name == "mean" or (emulator.mean is None and bool((emulator.increment == 1).all())):
             emulator.measure_increment(before, after)
@@ -190,4 +241,4 @@ def _measure(name: str, emulator: Emulator, data: FieldData, shift: Callable[[Te
             emulator.measure_residual(before, after, phase[:, history - 1])
         if name == "fast" and emulator.mean is not None:
             emulator.start_fast()
-
+    return u, phase

@@ -1,7 +1,8 @@
 """Training from a config: data in, a released model out.
 
-The config is what `configs/` composes: plain numbers. Each stage writes its checkpoints under ``out/<stage>`` and is resumed
-from there; a finished stage is not run again. The last act is the package with its measured card.
+The config is what `configs/` composes: plain numbers. Each stage writes its checkpoints under ``out/<stage>`` and is
+resumed from there; a finished stage is not run again. The last act is the package with its measured card; of several
+ranks the first does it.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from ..datasets.datamodule import FieldData
 from ..datasets.open import open_dataset
@@ -52,6 +54,12 @@ def train(config: Mapping[str, Any], progress: bool = True) -> Model:
     unknown = [s for s in training["stages"] if s not in STAGES]
     if unknown:
         raise ValueError(f"unknown stages {unknown}; known: {', '.join(STAGES)}")
+    absent = [s for s in training["stages"] if s not in ("autoencoder", *config["emulator"]["parts"])]
+    if absent:
+        raise ValueError(
+            f"training.stages: found {', '.join(absent)}, wanted parts of the model, which are "
+            f"{', '.join(config['emulator']['parts'])}. Usual fix: leave the stage out, or name it in emulator.parts"
+        )
     torch.manual_seed(config["seed"])
     data = field_data(config)
     emulator = new_emulator(config, data)
@@ -59,15 +67,18 @@ def train(config: Mapping[str, Any], progress: bool = True) -> Model:
     shift = shifts(config, data.spec)
     records = []
     for index, name in enumerate(training["stages"]):
+        seed = config["seed"] + index
         records.append(
             run_stage(
                 name, emulator, training[name], data, out / name, trainer,
-                shift=shift(config["seed"] + index), seed=config["seed"] + index, ema=training["ema"], every=training["every"],
+                shift=shift(seed), seed=seed, ema=training["ema"], every=training["every"],
             )
         )  # fmt: skip
     model = Model(emulator.eval(), config["name"], package_config(config, emulator, records))
-    model.card = write_card(model, data, records)
-    model.save(out / "model")
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        data.trainer = None  # whose ranks would share the windows that the card is measured on
+        model.card = write_card(model, data, records)
+        model.save(out / "model")
     return model
 
 
@@ -75,7 +86,8 @@ def field_data(config: Mapping[str, Any]) -> FieldData:
     """The data of a config, set up: spec known, normaliser fitted on the training split."""
     options = config["data"]
     opening = {k: options[k] for k in ("time_units",) if options[k] is not None}
-    infer = {k: options[k] for k in ("variables", "dims", "periodic", "kinds", "split", "equation") if options[k] is not None}
+    given = ("variables", "dims", "periodic", "kinds", "split", "equation")
+    infer = {k: options[k] for k in given if options[k] is not None}
     n_year, n_day = options["climatology"] if options["climatology"] != "auto" else (0, 0)
     if options["climatology"] == "auto":
         ds = open_dataset(options["path"], **opening)
@@ -89,13 +101,14 @@ def field_data(config: Mapping[str, Any]) -> FieldData:
     return data
 
 
+_DAYS = {"seconds": 1 / 86400, "minutes": 1 / 1440, "hours": 1 / 24, "days": 1, "months": 30.4, "years": 365.2}
+
+
 def _cycles(spec: FieldSpec, ds: "xr.Dataset") -> tuple[int, int]:
     """Harmonics of year and day that a record can determine: none without a calendar, or shorter than a year."""
     if spec.calendar is None:
         return 0, 0
-    days = spec.interval * {"seconds": 1 / 86400, "minutes": 1 / 1440, "hours": 1 / 24, "days": 1, "months": 30.4, "years": 365.2}[
-        spec.time_units
-    ]
+    days = spec.interval * _DAYS[spec.time_units]
     frames = max(n for d, n in ds[spec.names[0]].sizes.items() if d not in spec.grid.names)
     year = 0 if frames * days < 365 or days > 90 else 2
     return year, 0 if days >= 0.5 else 1
@@ -127,13 +140,18 @@ def shifts(config: Mapping[str, Any], spec: FieldSpec) -> Callable[[int], Shift]
     for name in cells:
         axis = next((a for a in spec.grid.axes if a.name == name), None)
         if axis is None or not axis.periodic or axis.size % int(cells[name]):
-            raise ValueError(f"data.shift: {name!r} must be a periodic axis whose size is a multiple of {cells[name]}; "
-                             f"axes are {', '.join(f'{a.name} ({a.size}, periodic={a.periodic})' for a in spec.grid.axes)}")
+            axes = ", ".join(f"{a.name} ({a.size}, periodic={a.periodic})" for a in spec.grid.axes)
+            raise ValueError(
+                f"data.shift: {name!r} must be a periodic axis whose size is a multiple of {cells[name]}; "
+                f"axes are {axes}"
+            )
     steps = [int(cells.get(a.name, 0)) for a in spec.grid.axes]
     return lambda seed: Shift(steps, spec.grid.shape, torch.Generator().manual_seed(seed))
 
 
-def package_config(config: Mapping[str, Any], emulator: Emulator, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def package_config(
+    config: Mapping[str, Any], emulator: Emulator, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What `config.json` keeps: how to build the networks, and how they were trained."""
     normaliser = emulator.autoencoder.normaliser
     return {
@@ -145,7 +163,9 @@ def package_config(config: Mapping[str, Any], emulator: Emulator, records: Seque
         "training": {
             "seed": config["seed"],
             "data": {k: v for k, v in config["data"].items() if k != "path"},
-            "stages": [{"stage": r["stage"], "steps": r["steps"], "cpu_minutes": round(r["cpu_minutes"], 2)} for r in records],
+            "stages": [
+                {"stage": r["stage"], "steps": r["steps"], "cpu_minutes": round(r["cpu_minutes"], 2)} for r in records
+            ],
         },
     }  # fmt: skip
 
