@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from record import ROOT, Row, quick, record
 
 from lapse.datasets.normalise import harmonics
 from lapse.surrogate.emulator import Emulator
@@ -31,6 +30,7 @@ from lapse.surrogate.noise import member_generator
 from lapse.surrogate.package import load
 from lapse.surrogate.rollout import repeat_state, rollout
 from lapse.surrogate.train import compose, field_data, train
+from record import ROOT, Row, quick, record
 
 Array = NDArray[np.float64]
 DATA = Path(os.environ.get("LAPSE_DATA", ROOT.parent / "shared" / "data"))

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import ROOT, Row, quick, record
 from torch import Tensor, nn
 
 from lapse.datasets.datamodule import FieldData
@@ -33,6 +32,7 @@ from lapse.surrogate.rollout import repeat_state, rollout
 from lapse.surrogate.skill import starts
 from lapse.surrogate.stages import run_stage
 from lapse.surrogate.train import compose, field_data, new_emulator, shifts
+from record import ROOT, Row, quick, record
 
 WORK = ROOT / "benchmarks" / "work" / "forecast"
 MEMBERS, LEADS, STARTS = 8, 20, 24
@@ -77,7 +77,9 @@ def settings(size: int, data_path: Path, name: str) -> list[str]:
     ]  # fmt: skip
     if contender["autoencoder"] == "convolutional":
         out += ["autoencoder.latent_channels=8" if size == 64 else "autoencoder.latent_channels=16",
-                "autoencoder.factor=4" if size == 64 else "autoencoder.factor=16"]  # fmt: skip
+                "autoencoder.factor=4" if size == 64 else "autoencoder.factor=16",
+                "autoencoder.patch=4" if size == 64 else "autoencoder.patch=8",
+                "autoencoder.width=64" if size == 64 else "autoencoder.width=96"]  # fmt: skip
     # The one-pass pixel net starts from scratch, so it first learns short unrolls, as the mean net does for lapse.
     started = "mean" in contender["parts"]
     out.append("training.fast.unroll=" + ("[[0.0,2],[0.5,4],[0.8,8]]" if started else "[[0.0,1],[0.4,2],[0.6,4],[0.85,8]]"))

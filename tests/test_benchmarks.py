@@ -1,0 +1,33 @@
+"""Every benchmark runs from end to end in its quick form, and writes the rows that it promises."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROMISED = {
+    "latents": ["4 mean after decoding", "4 mass after decoding", "4 divergence after decoding"],
+    "speed": ["2.2 pixel crps / fast decoded", "2.2 import lapse loads"],
+    "forecast": ["2.1 rmse of fast's mean / best deterministic", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],
+}
+OPTIONS = {"forecast": ["--only", "lapse-fast", "pixel-mean"]}
+
+
+@pytest.mark.parametrize("name", sorted(PROMISED))
+def test_quick_form(name: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *OPTIONS.get(name, [])]
+    environment = os.environ | {"QUICK": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = json.loads((ROOT / "benchmarks" / "work" / "quick" / f"{name}.json").read_text())["rows"]
+    for promised in PROMISED[name]:
+        found = [row for row in rows if row["check"].startswith(promised)]
+        assert found, f"{promised!r} is missing from {[row['check'] for row in rows]}"
+        assert all(row["value"] is not None for row in found)
+    if name == "latents":
+        assert all(row["met"] for row in rows if row["check"].startswith("4 "))
