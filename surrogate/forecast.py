@@ -224,14 +224,14 @@ class _Job:
 
     def in_memory(self, progress: bool) -> xr.Dataset:
         """The whole forecast as arrays."""
-        template = self.template()
-        size = sum(v.size * v.dtype.itemsize for v in template.data_vars.values())
+        size = 4 * len(self.positions) * self.members * self.steps * int(np.prod(self.model.spec.shape))
         limit = _SHARE_OF_MEMORY * _memory()
         if size > limit:
             raise MemoryError(
                 f"the forecast would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB (a "
                 "quarter of the memory); stream it with store='forecast.zarr', which is opened lazily"
             )
+        template = self.template()
         arrays = {name: np.empty(v.shape, v.dtype) for name, v in template.data_vars.items()}
         total = len(self.positions) * self.members
         with tqdm(total=total, unit="member", disable=not progress, desc="forecast") as bar:

@@ -40,17 +40,16 @@ def rollout(
         raise ValueError(f"need one generator a member: found {len(generators)} for {batch} members")
     if size and not generators:
         raise ValueError(f"mode {mode!r} is random: it needs one generator a member, {batch} in all")
-    device = state.z.device
 
     def at(k: int) -> Tensor | None:
-        return None if phase is None else phase[k].to(device).expand(batch, 4)
+        return None if phase is None else phase[k].to(state.z).expand(batch, 4)
 
     for k in range(steps):
-        noise = draw(generators, size).to(device) if size else None
+        noise = draw(generators, size).to(state.z) if size else None
         state = emulator.advance(state, noise, at(k), mode)
         # The mean net forecasts the mean: a drawn decoder error would only add to its error.
         errors = bool(decode_size and generators) and mode != "mean"
-        yield state, emulator.decode(state, at(k + 1), draw(generators, decode_size).to(device) if errors else None)
+        yield state, emulator.decode(state, at(k + 1), draw(generators, decode_size).to(state.z) if errors else None)
 
 
 def repeat_state(state: State, members: int) -> State:
