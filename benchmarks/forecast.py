@@ -2,13 +2,15 @@
 
     python benchmarks/forecast.py [--size 64] [--minutes 20] [--seeds 0] [--only NAME …]
 
-Each contender trains for the same processor time, its autoencoder included (contenders on latents share the autoencoder's weights
-and are all charged for it). A contender and seed is a stage: it is trained and scored once, its figures are kept under
-`benchmarks/work/forecast`, and a run that is stopped goes on with the next. The last act compares and records.
+Each contender trains for the same processor time, its autoencoder included (contenders on latents share the
+autoencoder's weights and are all charged for it). A contender and seed is a stage: it is trained and scored once, its
+figures are kept under `benchmarks/work/forecast`, and a run that is stopped goes on with the next. The last act
+compares and records.
 
-Two cases. *clean*: all start from the true state. *uncertain*: the analysis is the truth plus a random field of 5 % of the
-climatological standard deviation (the scaled difference of two training states), every member adds a draw of its own,
-and every contender gets the same ones; truth and members are then exchangeable, and a perfect model is calibrated.
+Two cases. *clean*: all start from the true state. *uncertain*: the analysis is the truth plus a random field of 5 %
+of the climatological standard deviation (the scaled difference of two training states), every member adds a draw of
+its own, and every contender gets the same ones; truth and members are then exchangeable, and a perfect model is
+calibrated.
 """
 
 import argparse
@@ -82,14 +84,22 @@ def settings(size: int, data_path: Path, name: str) -> list[str]:
                 "autoencoder.width=64" if size == 64 else "autoencoder.width=96"]  # fmt: skip
     # The one-pass pixel net starts from scratch, so it first learns short unrolls, as the mean net does for lapse.
     started = "mean" in contender["parts"]
-    out.append("training.fast.unroll=" + ("[[0.0,2],[0.5,4],[0.8,8]]" if started else "[[0.0,1],[0.4,2],[0.6,4],[0.85,8]]"))
+    out.append(
+        "training.fast.unroll=" + ("[[0.0,2],[0.5,4],[0.8,8]]" if started else "[[0.0,1],[0.4,2],[0.6,4],[0.85,8]]")
+    )
     out.append("training.fast.lr=" + ("1.0e-3" if started else "3.0e-3"))
     if quick():
-        out += ["emulator.width=8", "emulator.depth=1", *(["autoencoder.width=8"] if contender["autoencoder"] != "identity" else [])]
+        out += [
+            "emulator.width=8",
+            "emulator.depth=1",
+            *(["autoencoder.width=8"] if contender["autoencoder"] != "identity" else []),
+        ]
     return out
 
 
-def train_emulator(name: str, size: int, seed: int, minutes: float, data_path: Path, folder: Path) -> tuple[Emulator, FieldData]:
+def train_emulator(
+    name: str, size: int, seed: int, minutes: float, data_path: Path, folder: Path
+) -> tuple[Emulator, FieldData]:
     """A contender that is a configuration of lapse itself."""
     config = compose([*settings(size, data_path, name), f"seed={seed}"])
     torch.manual_seed(seed)
@@ -98,7 +108,11 @@ def train_emulator(name: str, size: int, seed: int, minutes: float, data_path: P
     for index, (stage, share) in enumerate(CONTENDERS[name]["shares"].items()):
         options = {**config["training"][stage], "steps": 10**7, "cpu_minutes": share * minutes}
         # What contenders have in common is trained once and charged to each.
-        shared = folder.parent / f"shared-{seed}" / stage if stage in ("autoencoder", "mean") and name != "pixel-mean" else folder / stage
+        shared = (
+            folder.parent / f"shared-{seed}" / stage
+            if stage in ("autoencoder", "mean") and name != "pixel-mean"
+            else folder / stage
+        )
         run_stage(
             stage, emulator, options, data, shared, {**config["trainer"], "enable_progress_bar": False},
             shift=shifts(config, data.spec)(seed + index), seed=seed + index, ema=config["training"]["ema"], every=500,
@@ -197,7 +211,7 @@ def train_fno(size: int, seed: int, minutes: float, data_path: Path, folder: Pat
 
 @torch.no_grad()
 def evaluate(forecast: Forecaster, data: FieldData, u: Tensor, case: str, members: int = MEMBERS) -> dict[str, Any]:
-    """Scores by lead of ``u (N, 1 + LEADS, C, *space)``, in normalised units: see the module's docstring for the cases."""
+    """Scores by lead of ``u (N, 1 + LEADS, C, *space)``, in normalised units; cases as in the module's docstring."""
     normaliser = data.normaliser
     truth = normaliser(u)
     sigma = float(truth.square().mean().sqrt())
@@ -268,7 +282,10 @@ def compare(size: int, scores: dict[str, dict[int, dict[str, Any]]], saturation:
     """The rows that the issue asks for, from whichever contenders have been run."""
 
     def mean(name: str, case: str, quantity: str) -> dict[int, float]:
-        return {s: float(np.mean([row[quantity] for row in f[case]["leads"][:saturation]])) for s, f in scores.get(name, {}).items()}
+        return {
+            s: float(np.mean([row[quantity] for row in f[case]["leads"][:saturation]]))
+            for s, f in scores.get(name, {}).items()
+        }
 
     def ratio(check: str, a: dict[int, float], b: dict[int, float], target: str) -> list[Row]:
         seeds = sorted(set(a) & set(b))
@@ -284,25 +301,51 @@ def compare(size: int, scores: dict[str, dict[int, dict[str, Any]]], saturation:
         for case in ("clean", "uncertain"):
             for quantity in ("crps", "rmse"):
                 values = list(mean(name, case, quantity).values())
-                rows.append(Row(f"2.1 {name} {quantity} {case} {label}", float(np.mean(values)), (min(values), max(values)), None, "σ"))
+                rows.append(
+                    Row(
+                        f"2.1 {name} {quantity} {case} {label}",
+                        float(np.mean(values)),
+                        (min(values), max(values)),
+                        None,
+                        "σ",
+                    )
+                )
         for k in (1, 5, 10, 20):
             values = [f["clean"]["leads"][k - 1]["rmse"] for f in scores[name].values()]
-            rows.append(Row(f"2.1 {name} rmse clean lead {k} {label}", float(np.mean(values)), (min(values), max(values)), None, "σ"))
+            rows.append(
+                Row(
+                    f"2.1 {name} rmse clean lead {k} {label}",
+                    float(np.mean(values)),
+                    (min(values), max(values)),
+                    None,
+                    "σ",
+                )
+            )
     rows += ratio(f"2.1 crps fast / latent-16 {label}", fast, mean("latent-diffusion-16", "clean", "crps"), "<= 0.85")
-    rows += ratio(f"2.1 crps fast / pixel crps {label}", fast, mean("pixel-crps", "clean", "crps"), "<= 1.05" if size == 64 else "<= 0.9")
+    rows += ratio(
+        f"2.1 crps fast / pixel crps {label}",
+        fast,
+        mean("pixel-crps", "clean", "crps"),
+        "<= 1.05" if size == 64 else "<= 0.9",
+    )
     deterministic = [n for n in ("pixel-mean", "fno") if n in scores]
     if deterministic and fast:
         best = min(deterministic, key=lambda n: np.mean(list(mean(n, "clean", "rmse").values())))
-        rows += ratio(f"2.1 rmse of fast's mean / best deterministic ({best}) {label}", mean("lapse-fast", "clean", "rmse"),
-                      mean(best, "clean", "rmse"), "<= 1.05" if size == 64 else "<= 0.95")  # fmt: skip
+        rows += ratio(
+            f"2.1 rmse of fast's mean / best deterministic ({best}) {label}",
+            mean("lapse-fast", "clean", "rmse"),
+            mean(best, "clean", "rmse"),
+            "<= 1.05" if size == 64 else "<= 0.95",
+        )
     for name in ("lapse-fast", "lapse-quality", "pixel-crps", "latent-diffusion-16"):
         for f in list(scores.get(name, {}).values())[:1]:
             ours = name == "lapse-fast"
             skill = [row["spread_skill"] for row in f["uncertain"]["leads"]]
             cover = [row["coverage_90"] for row in f["uncertain"]["leads"]]
-            rows.append(Row(f"2.1 {name} spread/skill, worst lead, uncertain start {label}", max(skill, key=lambda v: abs(np.log(v))),
+            where = f"worst lead, uncertain start {label}"
+            rows.append(Row(f"2.1 {name} spread/skill, {where}", max(skill, key=lambda v: abs(np.log(v))),
                             (min(skill), max(skill)), "0.8..1.2" if ours else None, "ratio"))  # fmt: skip
-            rows.append(Row(f"2.1 {name} 90 % coverage, worst lead, uncertain start {label}", max(cover, key=lambda v: abs(v - 0.9)),
+            rows.append(Row(f"2.1 {name} 90 % coverage, {where}", max(cover, key=lambda v: abs(v - 0.9)),
                             (min(cover), max(cover)), "0.85..0.95" if ours else None, "share"))  # fmt: skip
     return rows
 
@@ -310,7 +353,9 @@ def compare(size: int, scores: dict[str, dict[int, dict[str, Any]]], saturation:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, choices=sorted(DATA))
-    parser.add_argument("--minutes", type=float, default=0.05 if quick() else 20.0, help="training budget, processor minutes")
+    parser.add_argument(
+        "--minutes", type=float, default=0.05 if quick() else 20.0, help="training budget, processor minutes"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=sorted(CONTENDERS), default=list(CONTENDERS))
     options = parser.parse_args()
@@ -320,12 +365,22 @@ def main() -> None:
     data_path = ROOT / "data" / f"kolmogorov{options.size}.zarr"
     if quick():
         data_path = WORK / "quick.zarr"
-        plan = {**plan, "trajectories": 10, "frames": 30, "spin_up": 2.0, "resolution": 32, "stored": 32, "parameters": {"viscosity": 0.05}}
+        plan = {
+            **plan,
+            "trajectories": 10,
+            "frames": 30,
+            "spin_up": 2.0,
+            "resolution": 32,
+            "stored": 32,
+            "parameters": {"viscosity": 0.05},
+        }
     simulate("kolmogorov", data_path, seed=1, shard=2 if quick() else 4, batch=4, resume=True, **plan)
     scores: dict[str, dict[int, dict[str, Any]]] = {}
     for seed in options.seeds:
         for name in options.only:
-            scores.setdefault(name, {})[seed] = run_contender(name, 32 if quick() else options.size, seed, options.minutes, data_path)
+            scores.setdefault(name, {})[seed] = run_contender(
+                name, 32 if quick() else options.size, seed, options.minutes, data_path
+            )
             crps = np.mean([row["crps"] for row in scores[name][seed]["clean"]["leads"]])
             print(f"{name} seed {seed}: mean CRPS {crps:.4f} σ over {LEADS} leads", flush=True)
     data = field_data(compose([f"data.path={data_path}"]))

@@ -2,9 +2,9 @@
 
     python benchmarks/latents.py
 
-The error of `kolmogorov64` is taken on its test split (the same seed and split as in training); the data is made if it is missing.
-Exactness does not depend on training, so the heads are also tried on models with random weights, on shallow water (mass, positive
-depth) and on velocities (divergence), for members of every mode after twenty frames.
+The error of `kolmogorov64` is taken on its test split (the same seed and split as in training); the data is made if
+it is missing. Exactness does not depend on training, so the heads are also tried on models with random weights, on
+shallow water (mass, positive depth) and on velocities (divergence), for members of every mode after twenty frames.
 """
 
 import time
@@ -50,7 +50,9 @@ def compression() -> list[Row]:
     for band, value in zip(("low", "middle", "high"), figures["bands"]["vorticity"], strict=True):
         rows.append(Row(f"4 relative error in {band} wavenumbers, kolmogorov64", value, None, None, "1"))
     floor = figures["residual_floor"]
-    rows.append(Row("4 residual floor after decoding, kolmogorov64", floor["reconstruction"], None, None, "of the field's rms"))
+    rows.append(
+        Row("4 residual floor after decoding, kolmogorov64", floor["reconstruction"], None, None, "of the field's rms")
+    )
     rows.append(Row("4 residual of the data, kolmogorov64", floor["data"], None, None, "of the field's rms"))
     return rows
 
@@ -107,7 +109,9 @@ def exactness() -> list[Row]:
                 channel = 2 if name == "mass" else 0
                 before = u[0, 0, channel].double().mean()
                 worst = max(worst, float((x[:, channel].mean(dim=(1, 2)) / before - 1).abs().max()))
-        rows.append(Row(f"4 {name} after decoding, worst of all modes and members, fp32", worst, None, "<= 1e-6", "relative"))
+        rows.append(
+            Row(f"4 {name} after decoding, worst of all modes and members, fp32", worst, None, "<= 1e-6", "relative")
+        )
     return rows
 
 
@@ -117,7 +121,10 @@ def main() -> None:
     rows = exactness() + ([] if quick() else compression())
     path = record("latents", rows, (time.perf_counter() - begin) / 60)
     for row in rows:
-        print(f"{row.check}: {row.value:.4g} {row.unit}" + (f" (target {row.target}, {'met' if row.met else 'missed'})" if row.target else ""))
+        print(
+            f"{row.check}: {row.value:.4g} {row.unit}"
+            + (f" (target {row.target}, {'met' if row.met else 'missed'})" if row.target else "")
+        )
     print(f"wrote {path.relative_to(ROOT)}")
 
 

@@ -2,11 +2,13 @@
 
     python benchmarks/speed.py
 
-The cost of a network does not depend on its weights, so they are random; sizes are those of `benchmarks/forecast.py`. Contenders take turns
-(A B C A B C …) on one thread and the least of the rounds counts, since a busy machine only ever adds time.
+The cost of a network does not depend on its weights, so they are random; sizes are those of `benchmarks/forecast.py`.
+Contenders take turns (A B C A B C …) on one thread and the least of the rounds counts, since a busy machine only ever
+adds time.
 
-Against the solver the comparison is at equal accuracy: the solver runs on the coarsest grid whose error after ten frames is still
-no larger than the surrogate's, as the forecast benchmark measured it. Where there is no such measurement yet, the row is left out.
+Against the solver the comparison is at equal accuracy: the solver runs on the coarsest grid whose error after ten
+frames is still no larger than the surrogate's, as the forecast benchmark measured it. Where there is no such
+measurement yet, the row is left out.
 """
 
 import json
@@ -35,7 +37,9 @@ def emulator(name: str, size: int) -> Emulator:
     """A contender of the forecast benchmark with random weights, its last layers too."""
     config = compose([*contenders.settings(size, ROOT / "unused.zarr", name)])
     spec = FieldSpec((Variable("vorticity", "s-1"),), Grid.periodic_box(size), 0.2, "s", equation="kolmogorov")
-    net = build(spec, {"normaliser": {}, "autoencoder": {**config["autoencoder"], "heads": []}, "emulator": config["emulator"]})
+    net = build(
+        spec, {"normaliser": {}, "autoencoder": {**config["autoencoder"], "heads": []}, "emulator": config["emulator"]}
+    )
     torch.manual_seed(0)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.02)
@@ -75,7 +79,9 @@ def solver_error(size: int, coarse: int, viscosity: float, interval: float, fram
     fine_grid, grid = Grid.periodic_box(size), Grid.periodic_box(coarse)
     fine = equation("kolmogorov", fine_grid, viscosity=viscosity, modes=(size - 1) // 3)
     rough = equation("kolmogorov", grid, viscosity=viscosity)
-    spin = equation("kolmogorov", Grid.periodic_box(min(size, 128)), viscosity=viscosity, modes=(min(size, 128) - 1) // 3)
+    spin = equation(
+        "kolmogorov", Grid.periodic_box(min(size, 128)), viscosity=viscosity, modes=(min(size, 128) - 1) // 3
+    )
     u = spin.spin_up(torch.Generator().manual_seed(0), 1, 5.0 if quick() else 20.0)
     u = refine(u, spin.grid, fine_grid) if spin.grid != fine_grid else u
     v = truncate(u, fine_grid, grid) if coarse < size else u
@@ -113,27 +119,66 @@ def main() -> None:
             "pixel diffusion 16": frame(emulator("pixel-diffusion-16", size), "quality", True),
         }
         best = timed(jobs)
-        rows += [Row(f"2.2 {name}, {size}²", 1e3 * s, None, None, "ms per member and frame") for name, s in best.items()]
+        rows += [
+            Row(f"2.2 {name}, {size}²", 1e3 * s, None, None, "ms per member and frame") for name, s in best.items()
+        ]
         decoded, latents = best["lapse fast, decoded"], best["lapse fast, latents"]
-        rows.append(Row(f"2.2 pixel diffusion 16 / fast decoded, {size}²", best["pixel diffusion 16"] / decoded, None, ">= 30", "times"))
+        rows.append(
+            Row(
+                f"2.2 pixel diffusion 16 / fast decoded, {size}²",
+                best["pixel diffusion 16"] / decoded,
+                None,
+                ">= 30",
+                "times",
+            )
+        )
         large = size == 256
-        rows.append(Row(f"2.2 pixel crps / fast decoded, {size}²", best["pixel crps"] / decoded, None, ">= 1.5" if large else None, "times"))
-        rows.append(Row(f"2.2 pixel crps / fast latents, {size}²", best["pixel crps"] / latents, None, ">= 5" if large else None, "times"))
+        rows.append(
+            Row(
+                f"2.2 pixel crps / fast decoded, {size}²",
+                best["pixel crps"] / decoded,
+                None,
+                ">= 1.5" if large else None,
+                "times",
+            )
+        )
+        rows.append(
+            Row(
+                f"2.2 pixel crps / fast latents, {size}²",
+                best["pixel crps"] / latents,
+                None,
+                ">= 5" if large else None,
+                "times",
+            )
+        )
         error = measured_error(size)
         if error is not None:
             viscosity, interval = (0.012, 0.2) if size == 64 else (0.001, 0.1)
             for coarse in (n for n in (24, 32, 48, 64, 96, 128, 192, 256) if n <= size):
                 reached, seconds = solver_error(size, coarse, viscosity, interval)
                 if reached <= error:
-                    rows.append(Row(f"2.2 solver at equal accuracy runs on, {size}²", coarse, None, None, "cells a side"))
-                    rows.append(Row(f"2.2 solver at equal accuracy / fast decoded, {size}²", seconds / decoded, None, None, "times"))
+                    rows.append(
+                        Row(f"2.2 solver at equal accuracy runs on, {size}²", coarse, None, None, "cells a side")
+                    )
+                    rows.append(
+                        Row(
+                            f"2.2 solver at equal accuracy / fast decoded, {size}²",
+                            seconds / decoded,
+                            None,
+                            None,
+                            "times",
+                        )
+                    )
                     break
     code = "import sys, lapse; print(int(any(m in sys.modules for m in ('torch', 'lightning', 'neuralop'))))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     rows.append(Row("2.2 import lapse loads torch, lightning or neuralop", int(loaded.stdout), None, "== 0", "modules"))
     path = record("speed", rows, (time.perf_counter() - begin) / 60)
     for row in rows:
-        print(f"{row.check}: {row.value:.4g} {row.unit}" + (f" (target {row.target}, {'met' if row.met else 'missed'})" if row.target else ""))
+        print(
+            f"{row.check}: {row.value:.4g} {row.unit}"
+            + (f" (target {row.target}, {'met' if row.met else 'missed'})" if row.target else "")
+        )
     print(f"wrote {path.relative_to(ROOT)}")
 
 
