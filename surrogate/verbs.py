@@ -81,6 +81,7 @@ def forecast(options: Namespace) -> None:
     if out.exists() and not options.resume:
         fix = "continue it with --resume, " if kind == ".zarr" else ""
         raise StoreError(f"{out} exists: {fix}delete it, or choose another name")
+    _prepared(out)
     model = load(options.model, options.device)
     ds = _opened(options.data, options)
     starts = options.init_time[0] if options.init_time in (["last"], ["all"]) else options.init_time
@@ -100,6 +101,8 @@ def score(options: Namespace) -> None:
     from .scores import score as compare
     from .tables import skill_table
 
+    if options.out:
+        _prepared(Path(options.out))
     fc, truth = open_dataset(options.forecast), _opened(options.truth, options)
     model = _model_of(options, fc)
     baselines, why_not = _persistence(fc, truth)
@@ -160,6 +163,7 @@ def report(options: Namespace) -> None:
     """Write the HTML page."""
     from .report import report as write
 
+    _prepared(Path(options.out))
     fc, truth = open_dataset(options.forecast), _opened(options.truth, options)
     model = _model_of(options, fc)
     baselines, why_not = _persistence(fc, truth)
@@ -185,6 +189,16 @@ def write_netcdf(ds: xr.Dataset, path: Path) -> None:
         ) from error
     finally:
         infant.unlink(missing_ok=True)
+
+
+def _prepared(path: Path) -> None:
+    """Make the folder of a file to come. Raises StoreError, before any work, where nothing can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"making the folder of {path} failed: {error.strerror}. Choose another place") from error
+    if not os.access(path.parent, os.W_OK):
+        raise StoreError(f"{path}: its folder cannot be written. Change its permissions, or choose another place")
 
 
 def _opened(path: str, options: Namespace) -> xr.Dataset:
