@@ -1,7 +1,7 @@
 """One stage of training, whatever is trained: a module, an objective, a schedule.
 
 A stage is short enough to be read: AdamW, a warm-up, a cosine to zero, clipped gradients, and an average of the weights
-(`EMAWeightAveraging` of Lightning). Progress runs from 0 to 1 and is counted in steps, or, with ``cpu_minutes``, in
+(`WeightAveraging` of Lightning). Progress runs from 0 to 1 and is counted in steps, or, with ``cpu_minutes``, in
 processor time of this process, which is the fair currency on a shared machine: then the learning rate reaches zero
 exactly when the budget is spent.
 
@@ -11,14 +11,16 @@ loss curve of one that was not, and no two ranks draw the same noise.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
 __all__ = ["Stage", "StopAtBudget", "callbacks", "fit"]
@@ -151,8 +153,13 @@ def callbacks(folder: Path, every: int, ema: float | None) -> list[Callback]:
     )  # fmt: skip
     found: list[Callback] = [StopAtBudget(), checkpoint]
     if ema is not None:
-        found.append(EMAWeightAveraging(decay=ema))
+        found.append(WeightAveraging(avg_fn=partial(_average, ema)))
     return found
+
+
+def _average(decay: float, average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+    """ā + (1 − decay)(w − ā). What is frozen stays exactly as it is, which decay·ā + (1 − decay)·w does not ensure."""
+    return average + (1 - decay) * (value - average) if average.is_floating_point() else value
 
 
 def fit(
@@ -184,10 +191,13 @@ def fit(
         enable_model_summary=False,
         **trainer,
     )
-    run.fit(stage, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    with warnings.catch_warnings():
+        for meant in ("Found .* in eval mode", "You passed in a `val_dataloader`", "Checkpoint directory .* exists"):
+            warnings.filterwarnings("ignore", message=meant)
+        run.fit(stage, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     for callback in run_with:
         # Killed after the last step, before the result was written: Lightning then finds nothing left to do, and does
         # not put the average in place either. To do so twice is harmless.
-        if isinstance(callback, EMAWeightAveraging):
+        if isinstance(callback, WeightAveraging):
             callback.on_train_end(run, stage)
     return stage

@@ -183,6 +183,8 @@ def run_stage(
     if done.exists() and record.exists():
         _restore(emulator, name, done)
         return dict(json.loads(record.read_text()))
+    if name != "autoencoder":
+        _part(emulator, name)
     generator = torch.Generator().manual_seed(seed)
     emulator.eval()
     seen = _measure(name, emulator, data, shift)
