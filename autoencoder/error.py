@@ -1,13 +1,15 @@
 """The decoder-error model: what compression lost comes back as spread.
 
-    x = D(z) + exp(s(z)) · ε,         ε = Σⱼ wⱼ εⱼ,   Σⱼ wⱼ² = 1
+    x = D(z) + σ(s(z)) · ε,         ε = Σⱼ wⱼ εⱼ,   Σⱼ wⱼ² = 1
 
 A deterministic decoder gives no spread to what the latents do not hold, so an ensemble from a latent model is
 overconfident at short leads (published for latent emulators in arXiv:2507.02608). ε is a correlated Gaussian field of
 unit variance: white noise on the grid and on grids coarser by 2, 4, …, each interpolated and scaled to unit variance in
-every cell. The amplitude s depends on the latent through one convolution, the mixture w on the variable only. Both are
-fitted with the fair CRPS of two samples on x − D(E(x)), in normalised units: s on single cells, whose score does not
-depend on how errors are correlated, w on means over blocks of cells, whose score does. The exact heads come after it.
+every cell. The amplitude depends on the latent through one convolution s and is bounded by the field's own spread (σ is
+the logistic function), since a latent from far outside would else be decoded to any size; the mixture w depends on the
+variable only. Both are fitted with the fair CRPS of two samples on x − D(E(x)), in normalised units: s on single cells,
+whose score does not depend on how errors are correlated, w on means over blocks of cells, whose score does. The exact
+heads come after it.
 """
 
 from math import prod
@@ -69,9 +71,9 @@ class DecoderError(nn.Module):
         return "linear" if len(self.space) == 1 else "bilinear"
 
     def scale(self, z: Tensor) -> Tensor:
-        """exp(s(z)), ``(B, C, *space)``: the standard deviation of the error in every cell, in normalised units."""
+        """σ(s(z)) in (0, 1), ``(B, C, *space)``: standard deviation of the error in every cell, normalised units."""
         s = F.interpolate(self.amplitude(z), size=self.space, mode=self._mode, align_corners=False)
-        return torch.exp(s)
+        return torch.sigmoid(s)
 
     def draw(self, noise: Tensor) -> Tensor:
         """ε ``(B, C, *space)``, of unit variance in every cell, from standard normal ``noise (B, noise_size)``."""

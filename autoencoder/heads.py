@@ -99,14 +99,16 @@ def solenoidal(velocity: Tensor, grid: Grid) -> Tensor:
     """
     spectrum = torch.fft.rfft2(velocity.double())
     ky, kx = (_wavenumbers(axis, half) for axis, half in zip(grid.axes, (False, True), strict=True))
-    k = torch.stack(torch.broadcast_tensors(kx, ky[:, None])).to(velocity.device)
+    k = torch.stack([kx.expand(len(ky), -1), ky[:, None].expand(-1, len(kx))]).to(velocity.device)
     square = k.square().sum(dim=0)
     along = (k * spectrum).sum(dim=-3, keepdim=True) / torch.where(square > 0, square, 1.0)
-    return torch.fft.irfft2(spectrum - k * along, s=grid.shape).to(velocity.dtype)
+    free: Tensor = torch.fft.irfft2(spectrum - k * along, s=grid.shape)
+    return free.to(velocity.dtype)
 
 
 def _wavenumbers(axis: Axis, half: bool) -> Tensor:
-    k = (torch.fft.rfftfreq if half else torch.fft.fftfreq)(axis.size, d=axis.spacing, dtype=torch.float64)
+    make = torch.fft.rfftfreq if half else torch.fft.fftfreq
+    k: Tensor = make(axis.size, d=axis.spacing, dtype=torch.float64)
     if axis.size % 2 == 0:
         k[axis.size // 2] = 0
     return 2 * torch.pi * k

@@ -9,6 +9,7 @@ What a step draws is a function of (seed, step, rank) and of nothing else, so a 
 loss curve of one that was not, and no two ranks draw the same noise.
 """
 
+import logging
 import math
 import time
 import warnings
@@ -182,6 +183,8 @@ def fit(
     folder = Path(folder)
     last = folder / "last.ckpt"
     run_with = callbacks(folder, every, ema)
+    # Devices found, tips and reasons for stopping, five times over, would hide the stages' own lines.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     run = lightning.Trainer(
         max_steps=stage.total,
         callbacks=run_with,

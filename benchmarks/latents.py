@@ -36,7 +36,7 @@ def compression() -> list[Row]:
              spin_up=20.0, seed=1, shard=4, batch=4, resume=True)  # fmt: skip
     model, data = load("kolmogorov64"), field_data(config)
     pairs, _ = starts(data, "test", 2, 8)
-    figures = assess(model.emulator.autoencoder, gather(data, "train", 2000), gather(data, "test", 400), law(model),
+    figures = assess(model.emulator.autoencoder, gather(data, "train", 6000), gather(data, "test", 400), law(model),
                      (pairs[:, 0], pairs[:, 1]))  # fmt: skip
     error, pca = figures["vrmse"]["vorticity"], figures["pca"]["vorticity"]
     rows = [

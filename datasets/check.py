@@ -197,7 +197,7 @@ def _judge(variable: Variable, found: Scan, stated: bool, findings: Findings) ->
             return
         places = ", ".join(str(p) for p in found.outside)
         wanted = "none outside the static mask of the training data"
-        fix = "fill them (ds.interpolate_na, ds.fillna), or use lapse's augment for data with holes"
+        fix = "fill them: ds.interpolate_na or ds.fillna; or leave the frames with holes out"
         findings.problem(where, f"{found.nan_outside} NaN in valid cells, first at {places}", wanted, fix)
     if found.minimum > found.maximum:
         return

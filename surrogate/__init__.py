@@ -1,1 +1,1 @@
-"""Latent dynamics: schedule, denoiser, sampler, backbone, rollout, ensembles, packages, scores, report, command line."""
+"""Latent dynamics: schedule, denoiser, sampler, backbone, rollout, packages, scores, report, command line."""

@@ -19,13 +19,14 @@ __all__ = ["write_card"]
 
 _FRAMES = 400  # of the test split that the autoencoder is assessed on
 _PAIRS = 64  # of consecutive frames that the residual floor is measured on
+_PCA = 6000  # training frames that the principal components are taken from: too few would flatter the model
 _LEADS = (1, 2, 5, 10, 20)
 
 
 def write_card(model: "Model", data: FieldData, records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown; every figure in it is measured here, on the test split (on validation where there is no test split)."""
     name = "test" if data.splits["test"] else "val"
-    train, test = gather(data, "train", 1000), gather(data, name, _FRAMES)
+    train, test = gather(data, "train", _PCA), gather(data, name, _FRAMES)
     known = law(model)
     # Gathered frames end one trajectory and begin the next; the residual needs true neighbours.
     pairs = None if known is None else starts(data, name, 2, _PAIRS)
@@ -84,15 +85,15 @@ def write_card(model: "Model", data: FieldData, records: Sequence[Mapping[str, A
 
 
 def gather(data: FieldData, name: str, limit: int) -> tuple[Tensor, Tensor]:
-    """Up to ``limit`` frames of a split, the first ones of every piece that is read."""
-    fields, phases, have = [], [], 0
+    """About ``limit`` frames spread evenly over a split, ``(n, C, *space)``, and their phases ``(n, 4)``."""
+    total = sum((r.k1 - r.k0) * (r.t1 - r.t0) for r in data.splits[name])  # type: ignore[index]
+    stride = max(1, total // limit)
+    fields, phases, index = [], [], 0
     for u, phase in data.frames(name):  # type: ignore[arg-type]
-        take = min(len(u), limit - have)
-        fields.append(u[:take])
-        phases.append(phase[:take])
-        have += take
-        if have >= limit:
-            break
+        first = -index % stride
+        fields.append(u[first::stride])
+        phases.append(phase[first::stride])
+        index += len(u)
     return torch.cat(fields), torch.cat(phases)
 
 

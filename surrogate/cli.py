@@ -287,7 +287,7 @@ def _selection(text: str) -> tuple[str, int | slice]:
 def _assignment(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        return name, float(value)
+        return name, int(value) if value.lstrip("+-").isdecimal() else float(value)  # a number of modes is whole
     except ValueError:
         raise argparse.ArgumentTypeError(f"found {text!r}, wanted NAME=VALUE with a number") from None
 

@@ -82,7 +82,8 @@ def decoder_error_loss(
         latent = autoencoder.encode(u, phase)
     weights, scales = field_weights(autoencoder), len(error.grids)
     amplitude = error.scale(latent.z)
-    cells, blocks = [], []
+    cells: list[Tensor] = []
+    blocks: list[Tensor] = []
     for _ in range(2):
         epsilon = error.draw(torch.randn(len(u), error.noise_size, generator=generator).to(u))
         for members, noise in ((cells, amplitude * epsilon.detach()), (blocks, amplitude.detach() * epsilon)):
@@ -104,17 +105,19 @@ def rollout_loss(
     scales: int = 1,
     alpha: float = 0.95,
     generator: torch.Generator | None = None,
+    context_noise: float = 0.0,
 ) -> Tensor:
     """Unrolled through the decoder over ``L − history`` frames.
 
     One member (the mean net): weighted mean square error. Two or more (the fast net): almost fair CRPS, averaged over
     fields pooled over blocks of 1, 2, 4, … cells (``scales`` of them), so that members must be coherent and not only
-    right in every cell.
+    right in every cell. ``context_noise`` is the largest noise on the latents of the context: what a rollout will bring
+    anyway, and against learning a short record by heart.
     """
     autoencoder, history = emulator.autoencoder, emulator.history
     batch, length = u.shape[:2]
     with torch.no_grad():
-        state = emulator.encode(u[:, :history], phase[:, :history])
+        state = _blurred(emulator.encode(u[:, :history], phase[:, :history]), context_noise, generator)
     if members > 1:
         state = State(_repeat(state.z, members), _repeat(state.carried, members))
     weights = field_weights(autoencoder)
@@ -148,9 +151,7 @@ def generator_loss(
     with torch.no_grad():
         state = emulator.encode(u[:, :history], phase[:, :history])
         following = emulator.autoencoder.encode(u[:, history], phase[:, history]).z
-        if context_noise:
-            level = context_noise * torch.rand(len(u), *(1,) * (state.z.ndim - 1), generator=generator).to(u)
-            state = State(state.z + level * torch.randn(state.z.shape, generator=generator).to(u), state.carried)
+        state = _blurred(state, context_noise, generator)
         context, condition = emulator.context(state), emulator.condition(phase[:, history - 1])
         start = state.z[:, -1]
         if emulator.mean is not None:
@@ -197,6 +198,14 @@ def pyramid(x: Tensor, weights: Tensor, scales: int) -> list[tuple[Tensor, Tenso
         x = moment / mass.clamp(min=torch.finfo(mass.dtype).tiny)
         fields.append((x, mass / mass.mean()))
     return fields
+
+
+def _blurred(state: State, noise: float, generator: torch.Generator | None) -> State:
+    """The state with noise on its latents, of a level uniform in (0, ``noise``) for each window."""
+    if not noise:
+        return state
+    level = noise * torch.rand(len(state.z), *(1,) * (state.z.ndim - 1), generator=generator).to(state.z)
+    return State(state.z + level * torch.randn(state.z.shape, generator=generator).to(state.z), state.carried)
 
 
 def _repeat(x: Tensor, members: int) -> Tensor:

@@ -105,7 +105,8 @@ def _error(emulator: Emulator, options: Mapping[str, Any], generator: torch.Gene
 def _mean(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         u, phase = _cut(u, phase, emulator.history, unroll_at(options["unroll"], progress))
-        return rollout_loss(emulator, u, phase, "mean")
+        noise = options["context_noise"]
+        return rollout_loss(emulator, u, phase, "mean", generator=generator, context_noise=noise)
 
     return Plan(objective, [_part(emulator, "mean")], emulator.history + _longest(options))
 
@@ -126,8 +127,9 @@ def _fast(emulator: Emulator, options: Mapping[str, Any], generator: torch.Gener
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         u, phase = _cut(u, phase, emulator.history, unroll_at(options["unroll"], progress))
         return rollout_loss(
-            emulator, u, phase, "fast", options["members"], options["scales"], options["alpha"], generator
-        )
+            emulator, u, phase, "fast", options["members"], options["scales"], options["alpha"], generator,
+            options["context_noise"],
+        )  # fmt: skip
 
     return Plan(objective, [_part(emulator, "fast")], emulator.history + _longest(options))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
 
 from ..datasets.datamodule import FieldData
 from ..datasets.open import open_dataset
@@ -67,6 +68,10 @@ def train(config: Mapping[str, Any], progress: bool = True) -> Model:
     shift = shifts(config, data.spec)
     records = []
     for index, name in enumerate(training["stages"]):
+        if progress:
+            minutes = training[name].get("cpu_minutes")
+            budget = f"{training[name]['steps']} steps" if minutes is None else f"{minutes:g} CPU minutes"
+            tqdm.write(f"stage {index + 1} of {len(training['stages'])}: {name}, {budget}")
         seed = config["seed"] + index
         records.append(
             run_stage(
@@ -85,9 +90,12 @@ def train(config: Mapping[str, Any], progress: bool = True) -> Model:
 def field_data(config: Mapping[str, Any]) -> FieldData:
     """The data of a config, set up: spec known, normaliser fitted on the training split."""
     options = config["data"]
-    opening = {k: options[k] for k in ("time_units",) if options[k] is not None}
-    given = ("variables", "dims", "periodic", "kinds", "split", "equation")
+    dated = " since " in (options["time_units"] or "")
+    opening = {k: options[k] for k in ("time_units", "calendar") if dated and options[k] is not None}
+    given = ("variables", "dims", "periodic", "kinds", "split", "equation", "units", "interval")
     infer = {k: options[k] for k in given if options[k] is not None}
+    if options["time_units"] is not None and not dated:
+        infer["time_units"] = options["time_units"]
     n_year, n_day = options["climatology"] if options["climatology"] != "auto" else (0, 0)
     if options["climatology"] == "auto":
         ds = open_dataset(options["path"], **opening)
@@ -95,6 +103,7 @@ def field_data(config: Mapping[str, Any]) -> FieldData:
     data = FieldData(
         options["path"], 1, 1, infer=infer, open=opening, fractions=tuple(options["fractions"]), by=options["by"],
         n_year=n_year, n_day=n_day, pointwise=options["pointwise"], seed=config["seed"], cache=options["cache"],
+        memory=options["memory"], workers=options["workers"],
     )  # fmt: skip
     data.prepare_data()
     data.setup()

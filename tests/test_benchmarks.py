@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMISED = {
     "latents": ["4 mean after decoding", "4 mass after decoding", "4 divergence after decoding"],
     "speed": ["2.2 pixel crps / fast decoded", "2.2 import lapse loads"],
-    "forecast": ["2.1 rmse of fast's mean / best deterministic", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],
+    "forecast": ["2.1 rmse of fast's mean / best", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],
 }
 OPTIONS = {"forecast": ["--only", "lapse-fast", "pixel-mean"]}
 

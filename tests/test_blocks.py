@@ -1,4 +1,4 @@
-"""The parts of the networks: permutations against torch's own, padding against numpy's, exact commutation with shifts."""
+"""The parts of the networks: permutations against torch's, padding against numpy's, exact commutation with shifts."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_noise_has_unit_variance_in_every_cell(space: tuple[int, ...]) -> None:
         error.mixture.copy_(torch.randn(2, 4))
     count = 4000
     z = torch.randn(1, *ae.latent_shape).expand(count, *ae.latent_shape)
-    draws = error(z, torch.randn(count, error.noise_size)).detach() / torch.exp(torch.tensor(-3.0))
+    draws = error(z, torch.randn(count, error.noise_size)).detach() / torch.sigmoid(torch.tensor(-3.0))
     variance, mean = draws.square().mean(dim=0), draws.mean(dim=0)
     # standard errors √(2/N) and 1/√N; five of them leave room for the largest of some hundred cells
     assert (variance - 1).abs().max() < 5 * (2 / count) ** 0.5
@@ -50,7 +50,7 @@ def test_correlation_falls_with_distance_and_grows_with_coarse_weights() -> None
     def correlation(mixture: list[float]) -> list[float]:
         with torch.no_grad():
             error.mixture.copy_(torch.tensor([mixture]))
-            e = error(z, noise)[:, 0] / torch.exp(torch.tensor(-3.0))
+            e = error(z, noise)[:, 0] / torch.sigmoid(torch.tensor(-3.0))
         return [float((e[:, 8:16] * e[:, 8 + d : 16 + d]).mean()) for d in (0, 1, 2, 4, 8, 14)]
 
     even = correlation([0.0, 0.0, 0.0, 0.0])

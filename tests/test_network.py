@@ -15,7 +15,13 @@ from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.grid import Grid
 
 SMALL: dict[str, Any] = {"width": 8, "encoder_depth": 1, "decoder_depth": 1}
-GRIDS = [((25, 53), (False, False)), ((25, 53), (True, True)), ((16, 24), (True, True)), ((37,), (True,)), ((37,), (False,))]  # fmt: skip
+GRIDS = [
+    ((25, 53), (False, False)),
+    ((25, 53), (True, True)),
+    ((16, 24), (True, True)),
+    ((37,), (True,)),
+    ((37,), (False,)),
+]
 
 
 def awake(network: torch.nn.Module) -> torch.nn.Module:
@@ -28,7 +34,9 @@ def awake(network: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(("space", "periodic"), GRIDS)
-@pytest.mark.parametrize("options", [{"factor": 4, "patch": 4}, {"factor": 8, "patch": 2}, {"factor": 4, "position": 2}])
+@pytest.mark.parametrize(
+    "options", [{"factor": 4, "patch": 4}, {"factor": 8, "patch": 2}, {"factor": 4, "position": 2}]
+)
 def test_any_grid_is_encoded_and_decoded(
     space: tuple[int, ...], periodic: tuple[bool, ...], options: dict[str, Any]
 ) -> None:
@@ -56,7 +64,8 @@ def test_the_start_is_patchwise_pca(space: tuple[int, ...], factor: int, keep: i
     x = torch.randn(6, channels, *space, generator=generator, dtype=torch.float64)
     for axis in range(2, 2 + n):  # smooth, so that the spectrum falls
         x = x + x.roll(1, axis) + x.roll(2, axis)
-    network = ConvolutionalAutoencoder(channels, space, (True,) * n, keep, factor=factor, patch=factor, **SMALL).double()
+    network = ConvolutionalAutoencoder(channels, space, (True,) * n, keep, factor=factor, patch=factor, **SMALL)
+    network = network.double()
     network.start_from(x)
 
     cells = [x.numpy()]
@@ -124,7 +133,8 @@ def test_the_identity_is_one(space: tuple[int, ...], periodic: tuple[bool, ...])
     ],
 )
 def test_contradictions_are_said(changes: dict[str, Any], message: str) -> None:
-    options: dict[str, Any] = {"channels": 1, "space": (16, 16), "periodic": (True, True), "latent_channels": 2, **SMALL}
+    options: dict[str, Any] = {"channels": 1, "space": (16, 16), "periodic": (True, True), "latent_channels": 2}
+    options |= SMALL
     with pytest.raises(ValueError, match=message):
         ConvolutionalAutoencoder(**{**options, **changes})
 
