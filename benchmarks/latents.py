@@ -35,9 +35,8 @@ def compression() -> list[Row]:
     simulate("kolmogorov", config["data"]["path"], trajectories=80, frames=100, interval=0.2, resolution=64, stored=64,
              spin_up=20.0, seed=1, shard=4, batch=4, resume=True)  # fmt: skip
     model, data = load("kolmogorov64"), field_data(config)
-    pairs, _ = starts(data, "test", 2, 8)
     figures = assess(model.emulator.autoencoder, gather(data, "train", 6000), gather(data, "test", 400), law(model),
-                     (pairs[:, 0], pairs[:, 1]))  # fmt: skip
+                     starts(data, "test", 2, 8))  # fmt: skip
     error, pca = figures["vrmse"]["vorticity"], figures["pca"]["vorticity"]
     rows = [
         Row("4 compression, kolmogorov64", figures["compression"], None, ">= 8", "times fewer numbers"),

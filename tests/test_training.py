@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -310,8 +311,17 @@ def run_script(tmp_path: Path, *arguments: str, **environment: str) -> subproces
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", **environment}
     return subprocess.Popen(
         [sys.executable, str(script), str(tmp_path), *arguments], env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+
+
+def output_of(process: subprocess.Popen[str], timeout: float) -> str:
+    """What it printed; nothing that it started is left behind."""
+    try:
+        return process.communicate(timeout=timeout)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_two_ranks_train_one_model(store: Path, tmp_path: Path) -> None:
@@ -320,7 +330,7 @@ def test_two_ranks_train_one_model(store: Path, tmp_path: Path) -> None:
         "trainer.accelerator=cpu", "emulator.parts=[mean,fast]", "training.stages=[autoencoder,mean,fast]",
         *(f"training.{s}.steps=4" for s in ("autoencoder", "mean", "fast")), "training.mean.cpu_minutes=10",
     )  # fmt: skip
-    output = done.communicate(timeout=280)[0]
+    output = output_of(done, timeout=280)
     assert done.returncode == 0, output[-3000:]
     one, two = (json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2))
     assert one["weights"] == two["weights"]
@@ -342,7 +352,7 @@ def test_a_killed_process_goes_on(store: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
         reached = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
     process.send_signal(signal.SIGKILL)
-    output = process.communicate()[0]
+    output = output_of(process, timeout=60)
     assert reached == 10, output[-3000:]
     for name in ("cut", "whole"):
         train(config(store, tmp_path / name, *steps), progress=False)
