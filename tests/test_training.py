@@ -324,18 +324,19 @@ def output_of(process: subprocess.Popen[str], timeout: float) -> str:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.timeout(600)  # half a minute on an idle machine
 def test_two_ranks_train_one_model(store: Path, tmp_path: Path) -> None:
     done = run_script(
         tmp_path, f"data.path={store}", f"out={tmp_path / 'run'}", *TINY, "trainer=ddp", "trainer.devices=2",
-        "trainer.accelerator=cpu", "emulator.parts=[mean,fast]", "training.stages=[autoencoder,mean,fast]",
-        *(f"training.{s}.steps=4" for s in ("autoencoder", "mean", "fast")), "training.mean.cpu_minutes=10",
+        "trainer.accelerator=cpu", "emulator.parts=[mean]", "training.stages=[autoencoder,mean]",
+        *(f"training.{s}.steps=3" for s in ("autoencoder", "mean")), "training.mean.cpu_minutes=10",
     )  # fmt: skip
-    output = output_of(done, timeout=280)
+    output = output_of(done, timeout=560)
     assert done.returncode == 0, output[-3000:]
     one, two = (json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2))
     assert one["weights"] == two["weights"]
-    assert len(one["seen"]) == len(two["seen"]) == 12
-    for k in (slice(0, 4), slice(4, 8), slice(8, 12)):  # stage by stage, each within its first epoch
+    assert len(one["seen"]) == len(two["seen"]) == 6
+    for k in (slice(0, 3), slice(3, 6)):  # stage by stage, each within its first epoch
         mine, other = ({x for batch in r["seen"][k] for x in batch} for r in (one, two))
         assert mine and not mine & other
     assert not set(one["noise"]) & set(two["noise"])
@@ -343,6 +344,7 @@ def test_two_ranks_train_one_model(store: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_process_goes_on(store: Path, tmp_path: Path) -> None:
     """SIGKILL between two checkpoints; then the same command, and the curve of a run that nobody killed."""
     steps = ["emulator.parts=[mean]", "training.stages=[mean]", "training.mean.steps=20"]
