@@ -336,7 +336,11 @@ def test_ctrl_c_stops_a_real_process(here: Path) -> None:
     line = (
         "forecast model sim.zarr --select trajectory=0 --steps 50 --members 2000 --batch-size 4 --out long.zarr --quiet"
     )
-    process = subprocess.Popen([*LAPSE, *line.split()], cwd=here, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs deaf to Ctrl-C, and whatever these start; this one has to hear it.
+    process = subprocess.Popen(
+        [*LAPSE, *line.split()], cwd=here, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     marked = here / "long.zarr" / ".progress"
     deadline = time.monotonic() + 60
     while not (marked.exists() and list(marked.iterdir())) and time.monotonic() < deadline:
