@@ -103,8 +103,9 @@ def score(options: Namespace) -> None:
 
     if options.out:
         _prepared(Path(options.out))
-    fc, truth = open_dataset(options.forecast), _opened(options.truth, options)
+    fc = open_dataset(options.forecast)
     model = _model_of(options, fc)
+    truth = _truth(options, model)
     baselines, why_not = _persistence(fc, truth)
     spec = None if model is None else model.spec
     scores = compare(fc, truth, spec=spec, baselines=baselines, nan=options.nan, missing=options.missing)
@@ -164,8 +165,9 @@ def report(options: Namespace) -> None:
     from .report import report as write
 
     _prepared(Path(options.out))
-    fc, truth = open_dataset(options.forecast), _opened(options.truth, options)
+    fc = open_dataset(options.forecast)
     model = _model_of(options, fc)
+    truth = _truth(options, model)
     baselines, why_not = _persistence(fc, truth)
     told: dict[str, Any] = {} if model is None else {"spec": model.spec, "model_card": model.card or None}
     path = write(
@@ -175,6 +177,14 @@ def report(options: Namespace) -> None:
     if why_not:
         print(f"(no persistence: {why_not})")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _truth(options: Namespace, model: Model | None) -> xr.Dataset:
+    """The truth; where its files name the axes in their own way, renamed as the model's spec knows them."""
+    truth = _opened(options.truth, options)
+    if model is not None and not set(model.spec.grid.names) <= {str(d) for d in truth.dims}:
+        truth = check_data(truth, model.spec, gaps=True, values=False)
+    return truth
 
 
 def write_netcdf(ds: xr.Dataset, path: Path) -> None:
