@@ -24,7 +24,7 @@ from lapse.surrogate.package import build, load
 from lapse.surrogate.rollout import repeat_state, rollout
 from lapse.surrogate.skill import starts
 from lapse.surrogate.train import compose, field_data
-from record import ROOT, Row, quick, record
+from record import ROOT, Row, quick, record, show
 
 MEMBERS, FRAMES = 4, 20
 
@@ -119,12 +119,7 @@ def main() -> None:
     begin = time.perf_counter()
     rows = exactness() + ([] if quick() else compression())
     path = record("latents", rows, (time.perf_counter() - begin) / 60)
-    for row in rows:
-        print(
-            f"{row.check}: {row.value:.4g} {row.unit}"
-            + (f" (target {row.target}, {'met' if row.met else 'missed'})" if row.target else "")
-        )
-    print(f"wrote {path.relative_to(ROOT)}")
+    show(rows, path)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,15 @@ def record(
     return path
 
 
+def show(rows: Iterable[Row], path: Path) -> None:
+    """Print the rows with their verdicts, and where they were written."""
+    for row in rows:
+        value = f"{row.value:.4g}" if isinstance(row.value, float) else str(row.value)
+        verdict = f" (target {row.target}, {'met' if row.met else 'missed'})" if row.target else ""
+        print(f"{row.check}: {value} {row.unit or ''}{verdict}")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
 def _natural(text: str) -> list[tuple[bool, int | str]]:
     """Sort key that puts `2.2` before `2.10`."""
     parts = (part for part in re.split(r"(\d+)", text) if part)

@@ -27,7 +27,7 @@ from lapse.physics.operators import refine, truncate
 from lapse.surrogate.emulator import Emulator, State
 from lapse.surrogate.package import build
 from lapse.surrogate.train import compose
-from record import ROOT, Row, quick, record
+from record import ROOT, Row, quick, record, show
 
 ROUNDS = 2 if quick() else 5
 MEMBERS = 4
@@ -174,12 +174,7 @@ def main() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     rows.append(Row("2.2 import lapse loads torch, lightning or neuralop", int(loaded.stdout), None, "== 0", "modules"))
     path = record("speed", rows, (time.perf_counter() - begin) / 60)
-    for row in rows:
-        print(
-            f"{row.check}: {row.value:.4g} {row.unit}"
-            + (f" (target {row.target}, {'met' if row.met else 'missed'})" if row.target else "")
-        )
-    print(f"wrote {path.relative_to(ROOT)}")
+    show(rows, path)
 
 
 if __name__ == "__main__":
