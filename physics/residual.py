@@ -1,0 +1,149 @@
+"""Residuals: by how much a series of frames u(t₀), u(t₀ + Δ), … breaks the law u_t = F(u).
+
+Four forms of one law, since none serves every purpose:
+
+==========  ==========================================  ==========  ===========================================
+form        residual field                              error in Δ  for
+==========  ==========================================  ==========  ===========================================
+`strong`    δ_t u − F(u), δ_t a centred difference      Δ⁴ (or Δ²)  densely sampled, smooth fields
+`defect`    u₁ − Φ_Δ(u₀), Φ the solver's own map        solver's    any Δ; costs a solver run
+`hermite`   u₁ − u₀ − Δ/2 (F₀ + F₁) + Δ²/12 (Ḟ₁ − Ḟ₀)   Δ⁵          moderate Δ; no solver, and both frames alike
+`weak`      balance over cells of space and time        windows     shocks and noise (see `weak.py`)
+==========  ==========================================  ==========  ===========================================
+
+Ḟ = F′(u) F is the second time derivative along solutions, a directional derivative of the right-hand side. The
+Hermite form is the two-point quadrature of Hermite with its error −Δ⁵ u⁽⁵⁾/720 (Hairer, Nørsett & Wanner 1993,
+section II.13); it contains one power of F more than the strong form, so it weighs high wavenumbers more.
+
+A residual is a *field*. Its norm (:func:`rms`), and the amplitude that the norm is judged by (:func:`scale`,
+:func:`relative`), are other functions: a field that is shrunk towards nought has a small residual, too. Where the
+law is nonlinear even the relative residual can be fooled, so an accuracy or a distance belongs beside it.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from .equation import Equation
+from .grid import Grid
+
+Form = Literal["strong", "defect", "hermite", "weak"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+def residual(equation: Equation, u: Tensor, interval: float, form: Form = "defect") -> Tensor:
+    """The residual field of consecutive frames.
+
+    Args:
+        equation: The law.
+        u: Frames (…, T, C, *space), `interval` apart, in the equation's units.
+        interval: Δ, in the equation's unit of time.
+        form: "strong", "defect", "hermite" or "weak".
+
+    Returns:
+        "strong": (…, T − 4, C, *space), or (…, T − 2, C, *space) if T < 5, at the frames where the centred
+        difference exists, in units of du/dt. "defect", "hermite": (…, T − 1, C, *space), in units of u. "weak": a
+        coarser field, see :mod:`lapse.physics.weak`.
+
+    Raises:
+        ValueError: If the form is unknown, there are too few frames, or Δ is not positive.
+    """
+    _check(equation, u, interval, form)
+    if form == "weak":
+        from .weak import weak
+
+        r: Tensor = weak(equation, u, interval)
+        return r
+    if form == "strong":
+        return ddt(u, interval, dim=_time(equation)) - equation.rhs(_inner(equation, u))
+    u0, u1 = _pairs(equation, u)
+    if form == "defect":
+        return u1 - equation.advance(u0, interval)
+    F: Tensor
+    dF: Tensor
+    F, dF = jvp(equation.rhs, (u,), (equation.rhs(u),))[:2]
+    (F0, F1), (dF0, dF1) = _pairs(equation, F), _pairs(equation, dF)
+    return u1 - u0 - interval / 2 * (F0 + F1) + interval**2 / 12 * (dF1 - dF0)
+
+
+def scale(equation: Equation, u: Tensor, interval: float, form: Form = "defect") -> Tensor:
+    """What the residual of that form is small against, a field of its shape: δ_t u, or the change u₁ − u₀.
+
+    For "weak" it is the largest term of the balance (see :mod:`lapse.physics.weak`).
+    """
+    _check(equation, u, interval, form)
+    if form == "weak":
+        from .weak import scale as weak_scale
+
+        s: Tensor = weak_scale(equation, u, interval)
+        return s
+    if form == "strong":
+        return ddt(u, interval, dim=_time(equation))
+    u0, u1 = _pairs(equation, u)
+    return u1 - u0
+
+
+def rms(r: Tensor, grid: Grid) -> Tensor:
+    """Area-weighted root mean square over space: (…, *space) -> (…), float64.
+
+    A residual on another grid (the weak form's windows) is weighted evenly.
+    """
+    r = r.to(torch.float64)
+    space = tuple(range(-grid.ndim, 0))
+    weights = grid.area_weights().to(r.device) if tuple(r.shape[-grid.ndim :]) == grid.shape else r.new_ones(())
+    return (weights * r.square()).mean(dim=space).sqrt()
+
+
+def relative(r: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Amplitude-normalised residual, rms(r)/rms(scale), for each frame and variable: (…, T′, C), float64.
+
+    Args:
+        r: Residual field (…, T′, C, *space) of any form.
+        scale: What :func:`scale` says of the same frames and form.
+        grid: Their grid.
+    """
+    return rms(r, grid) / rms(scale, grid)
+
+
+def ddt(u: Tensor, interval: float, dim: int) -> Tensor:
+    """Centred time derivative along `dim`: of order 4, two frames shorter at each end; of order 2 if T < 5."""
+    T = u.shape[dim]
+    if T >= 5:
+        a, b, c, d = (u.narrow(dim, i, T - 4) for i in (0, 1, 3, 4))
+        return (a - 8 * b + 8 * c - d) / (12 * interval)
+    return (u.narrow(dim, 2, T - 2) - u.narrow(dim, 0, T - 2)) / (2 * interval)
+
+
+def _time(equation: Equation) -> int:
+    return -equation.grid.ndim - 2
+
+
+def _inner(equation: Equation, u: Tensor) -> Tensor:
+    """The frames at which :func:`ddt` stands."""
+    T = u.shape[_time(equation)]
+    margin = 2 if T >= 5 else 1
+    return u.narrow(_time(equation), margin, T - 2 * margin)
+
+
+def _pairs(equation: Equation, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Each frame but the last, and its successor."""
+    dim = _time(equation)
+    n = u.shape[dim] - 1
+    return u.narrow(dim, 0, n), u.narrow(dim, 1, n)
+
+
+def _check(equation: Equation, u: Tensor, interval: float, form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"residual: found form={form!r}, wanted one of {FORMS}")
+    equation.check(u)
+    frames = u.shape[_time(equation)] if u.ndim >= -_time(equation) else 0
+    least = 3 if form == "strong" else 2
+    if frames < least:
+        raise ValueError(
+            f"residual: found {frames} frames in a tensor of shape {tuple(u.shape)}, wanted (…, T, C, *space) with "
+            f"at least {least} for the {form} form"
+        )
+    if not interval > 0:
+        raise ValueError(f"residual: found interval={interval}, wanted a positive time between frames")
