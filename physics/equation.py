@@ -102,6 +102,30 @@ class Equation(ABC):
         self.check(u1)
         return u1 - self.advance(u0, interval)
 
+    # The law as a balance, for the weak form (see `weak.py`); an equation that states none has no weak residual:
+    #
+    #     ∂q/∂t + ∇·f = ∇²d + s        q = conserved(u), f = flux(u), d = diffused(u), s = source(u)
+
+    def flux(self, u: Tensor) -> Tensor:
+        """f(u), the flux without its diffusive part, (…, d, C, *space); its components point along the axes from the
+        last to the first, as those of every vector. Raises NotImplementedError where the equation states none."""
+        raise NotImplementedError(
+            f"{self.name}: found no flux, wanted the law as a balance ∂q/∂t + ∇·f = ∇²d + s for the weak form (write "
+            "a method flux(u) that returns (…, d, C, *space), or use another form of the residual)"
+        )
+
+    def conserved(self, u: Tensor) -> Tensor:
+        """q(u), the quantities that are balanced, (…, C, *space); u itself unless a subclass says otherwise."""
+        return u
+
+    def diffused(self, u: Tensor) -> Tensor | None:
+        """d(u), whose Laplacian is the diffusive part of the balance (ν u for a viscosity ν); None: nothing diffuses."""
+        return None
+
+    def source(self, u: Tensor) -> Tensor | None:
+        """s(u), what is neither flux nor diffusion, (…, C, *space); None: nothing."""
+        return None
+
     def spin_up(
         self,
         generator: torch.Generator,
