@@ -119,7 +119,7 @@ class Equation(ABC):
         return u
 
     def diffused(self, u: Tensor) -> Tensor | None:
-        """d(u), whose Laplacian is the diffusive part of the balance (ν u for a viscosity ν); None: nothing diffuses."""
+        """d(u), whose Laplacian is the diffusive part of the balance (ν u for a viscosity ν); None: nothing does."""
         return None
 
     def source(self, u: Tensor) -> Tensor | None:
