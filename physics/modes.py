@@ -9,10 +9,10 @@ on any grid that can hold it: sampling on a finer or coarser grid needs no resca
 wavenumbers 0 … K (the field is real), every other one 0 … K, −K … −1. The Nyquist mode of an even grid is
 never kept: it has no derivative and no partner on a finer grid.
 
-Quadratic products are exact (no aliasing error in any kept mode) when they are evaluated on at least 3K + 1
-nodes [Orszag 1971, doi:10.1175/1520-0469(1971)028<1074:OTEOAI>2.0.CO;2]. The familiar two-thirds rule keeps
-K = (n−1)//3 of a grid of n nodes; with ``keep=None`` all modes of the grid are kept and products are padded
-to 3/2 n instead. Both are the same Galerkin method seen from two grids.
+Quadratic products are exact (no aliasing error in any kept mode) when they are evaluated on at least 3K + 1 nodes,
+products of degree d on (d + 1) K + 1 [Orszag 1971, doi:10.1175/1520-0469(1971)028<1074:OTEOAI>2.0.CO;2]. The familiar
+two-thirds rule keeps K = (n−1)//3 of a grid of n nodes; with ``keep=None`` all modes of the grid are kept and products
+are padded to 3/2 n instead. Both are the same Galerkin method seen from two grids.
 """
 
 import math
@@ -41,7 +41,7 @@ class Modes:
     """The modes |k_j| ≤ K_j of a periodic grid, and the transforms to and from them.
 
     Args:
-        grid: Periodic grid of one or two axes.
+        grid: Periodic grid, of any number of axes.
         keep: Largest kept mode number K, one for all axes or one each; None keeps all that the grid holds.
 
     Raises:
@@ -49,8 +49,8 @@ class Modes:
     """
 
     def __init__(self, grid: Grid, keep: int | Sequence[int] | None = None) -> None:
-        if not all(grid.periodic) or grid.ndim > 2:
-            raise ValueError(f"modes: found the grid ({grid}), wanted one or two periodic axes")
+        if not all(grid.periodic):
+            raise ValueError(f"modes: found the grid ({grid}), wanted periodic axes only")
         most = tuple((n - 1) // 2 for n in grid.shape)
         kept = (keep,) * grid.ndim if isinstance(keep, int) else tuple(most if keep is None else keep)
         if len(kept) != grid.ndim or any(not 0 <= k <= m for k, m in zip(kept, most, strict=False)):
@@ -59,7 +59,11 @@ class Modes:
         self.keep = kept
         self.lengths = grid.length
         self.shape = (*(2 * k + 1 for k in kept[:-1]), kept[-1] + 1)
-        self.product_shape = tuple(fast_size(3 * k + 1) for k in kept)
+        self.product_shape = self.nodes(2)
+
+    def nodes(self, degree: int) -> tuple[int, ...]:
+        """Size of the grid on which a product of `degree` fields is free of aliasing in every kept mode."""
+        return tuple(fast_size((degree + 1) * k + 1) for k in self.keep)
 
     def wavenumbers(self) -> tuple[Tensor, ...]:
         """Angular wavenumbers k_j = 2π m / L_j (float64), one tensor for each axis, ready to broadcast."""
@@ -77,18 +81,20 @@ class Modes:
         """
         K = self.keep
         v: Tensor = torch.fft.rfft(u, dim=-1, norm="forward")[..., : K[-1] + 1]
-        if len(K) == 2:
-            v = torch.fft.fft(v, dim=-2, norm="forward")
-            v = torch.cat((v[..., : K[0] + 1, :], v[..., v.shape[-2] - K[0] :, :]), dim=-2)
+        for dim in range(-2, -len(K) - 1, -1):
+            v = torch.fft.fft(v, dim=dim, norm="forward")
+            k, n = K[dim], v.shape[dim]
+            v = torch.cat((v.narrow(dim, 0, k + 1), v.narrow(dim, n - k, k)), dim=dim)
         return v
 
     def synthesise(self, v: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Amplitudes (…, *self.shape) -> field (…, *shape); the grid's own shape unless another is named."""
         K = self.keep
         n = tuple(shape) if shape is not None else self.grid.shape
-        if len(K) == 2:
-            gap = v.new_zeros(*v.shape[:-2], n[0] - 2 * K[0] - 1, v.shape[-1])
-            v = torch.cat((v[..., : K[0] + 1, :], gap, v[..., K[0] + 1 :, :]), dim=-2)
-            v = torch.fft.ifft(v, dim=-2, norm="forward")
+        for dim in range(-2, -len(K) - 1, -1):
+            k, size = K[dim], list(v.shape)
+            size[dim] = n[dim] - 2 * k - 1
+            v = torch.cat((v.narrow(dim, 0, k + 1), v.new_zeros(size), v.narrow(dim, k + 1, k)), dim=dim)
+            v = torch.fft.ifft(v, dim=dim, norm="forward")
         u: Tensor = torch.fft.irfft(v, n=n[-1], dim=-1, norm="forward")
         return u

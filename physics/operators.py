@@ -4,76 +4,35 @@ Fields are (…, *space), vectors (…, d, *space). The components of a vector p
 to the first: (u, v) along (x, y) on a grid with axes (y, x).
 
 Along a periodic axis derivatives are spectral by default: exact for every mode below the Nyquist one, which
-has no derivative and is dropped. Along any other axis, or if `accuracy` is given, they are finite
-differences of that even order, centred inside and one-sided at the ends with the same order, with Fornberg's
-weights (1988, doi:10.1090/S0025-5718-1988-0935077-0), so irregular axes are covered too. Derivatives along
-different axes commute to round-off, whatever their kind; hence div(∇^⊥ψ) = 0 holds for the discrete
-operators.
+has no derivative and is dropped. Along any other axis, or if `accuracy` is given, they are the finite differences
+of `differences.py`. Derivatives along different axes commute to round-off, whatever their kind; hence
+div(∇^⊥ψ) = 0, curl(∇φ) = 0 and div(curl A) = 0 hold for the discrete operators.
+
+Laws are written with this vocabulary, `ddt` (the time derivative of a series) included. For shocks and balances that
+must close in every cell there is `volume.py`, for latitude and longitude `sphere.py`.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .grid import Axis, Grid
+from .differences import ddt, difference
+from .grid import Grid
 from .modes import Modes
 
-
-def difference_weights(x: tuple[float, ...], x0: float, order: int) -> list[float]:
-    """Fornberg's weights of u(x) in the derivative of the given order at x0."""
-    n = len(x)
-    c = [[0.0] * (order + 1) for _ in range(n)]
-    c[0][0] = 1.0
-    c1, c4 = 1.0, x[0] - x0
-    for i in range(1, n):
-        c2, c5, c4 = 1.0, c4, x[i] - x0
-        for j in range(i):
-            c3 = x[i] - x[j]
-            c2 *= c3
-            for k in range(min(i, order), -1, -1):
-                if j == i - 1:
-                    before = k * c[j][k - 1] if k else 0.0
-                    c[i][k] = c1 * (before - c5 * c[j][k]) / c2
-            for k in range(min(i, order), -1, -1):
-                before = k * c[j][k - 1] if k else 0.0
-                c[j][k] = (c4 * c[j][k] - before) / c3
-        c1 = c2
-    return [row[order] for row in c]
-
-
-@lru_cache(maxsize=64)
-def difference_matrix(axis: Axis, order: int, accuracy: int) -> Tensor:
-    """Matrix (n, n), float64, of the finite-difference derivative of `order` along an axis."""
-    n = axis.size
-    wide = accuracy + order  # points of a one-sided or irregular formula
-    inner = wide - 1 + order % 2  # a centred formula on even spacing gains an order from symmetry
-    if n < wide:
-        raise ValueError(
-            f"axis {axis.name!r}: found {n} nodes, wanted at least {wide} for a derivative of order {order} "
-            f"with accuracy {accuracy}"
-        )
-    x = axis.coordinates
-    D = torch.zeros(n, n, dtype=torch.float64)
-    if axis.periodic:
-        half = inner // 2
-        w = difference_weights(tuple(j * axis.spacing for j in range(-half, half + 1)), 0.0, order)
-        for i in range(n):
-            for j in range(-half, half + 1):
-                D[i, (i + j) % n] += w[j + half]
-        return D
-    size = inner if axis.regular else wide
-    for i in range(n):
-        start = i - size // 2
-        m = size
-        if start < 0 or start + size > n:
-            m = wide
-            start = min(max(start, 0), n - m)
-        D[i, start : start + m] = torch.tensor(
-            difference_weights(x[start : start + m], x[i], order), dtype=torch.float64
-        )
-    return D
+__all__ = [
+    "curl",
+    "ddt",
+    "dealias",
+    "derivative",
+    "div",
+    "grad",
+    "inverse_laplacian",
+    "laplacian",
+    "refine",
+    "truncate",
+]
 
 
 def derivative(u: Tensor, grid: Grid, name: str, order: int = 1, accuracy: int | None = None) -> Tensor:
@@ -84,7 +43,7 @@ def derivative(u: Tensor, grid: Grid, name: str, order: int = 1, accuracy: int |
         grid: Its grid.
         name: Name of the axis.
         order: 1 or more.
-        accuracy: Order of accuracy of finite differences, 2 or 4; None means spectral if periodic, else 2.
+        accuracy: Order of accuracy of finite differences, 2, 4 or 6; None means spectral if periodic, else 2.
 
     Raises:
         ValueError: If shapes disagree, or the axis is in degrees (its metric is not Cartesian).
@@ -93,7 +52,10 @@ def derivative(u: Tensor, grid: Grid, name: str, order: int = 1, accuracy: int |
     i = grid.index(name)
     axis = grid.axes[i]
     if axis.kind != "cartesian":
-        raise ValueError(f"axis {name!r}: found units {axis.units!r}, wanted a Cartesian axis in units of length")
+        raise ValueError(
+            f"axis {name!r}: found units {axis.units!r}, wanted a Cartesian axis in units of length (for latitude and "
+            "longitude use lapse.physics.sphere)"
+        )
     dim = i - grid.ndim
     if axis.periodic and accuracy is None:
         v = torch.fft.rfft(u, dim=dim)
@@ -104,10 +66,7 @@ def derivative(u: Tensor, grid: Grid, name: str, order: int = 1, accuracy: int |
         v = v * factor.to(v.dtype).reshape(-1, *(1,) * (-dim - 1))
         du: Tensor = torch.fft.irfft(v, n=axis.size, dim=dim)
         return du
-    if accuracy not in (None, 2, 4):
-        raise ValueError(f"derivative: found accuracy={accuracy}, wanted 2, 4 or None")
-    D = difference_matrix(axis, order, accuracy or 2).to(u)
-    return torch.movedim(torch.movedim(u, dim, -1) @ D.T, -1, dim)
+    return difference(u, axis, dim, order, 2 if accuracy is None else accuracy)
 
 
 def grad(u: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
@@ -123,11 +82,23 @@ def div(v: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
 
 
 def curl(v: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
-    """Vertical component of ∇×v, ∂v/∂x − ∂u/∂y: vector (…, 2, *space) -> field (…, *space)."""
-    if grid.ndim != 2:
-        raise ValueError(f"curl: found a grid with axes {grid.names}, wanted two axes")
-    (a, b), (y, x) = _components(v, grid), grid.names
-    return derivative(b, grid, x, 1, accuracy) - derivative(a, grid, y, 1, accuracy)
+    """∇×v.
+
+    In two dimensions its vertical component ∂v/∂x − ∂u/∂y: vector (…, 2, *space) -> field (…, *space). In three
+    dimensions (∂w/∂y − ∂v/∂z, ∂u/∂z − ∂w/∂x, ∂v/∂x − ∂u/∂y): vector (…, 3, *space) -> vector (…, 3, *space), for
+    components (u, v, w) along (x, y, z) on a grid with axes (z, y, x).
+    """
+    if grid.ndim not in (2, 3):
+        raise ValueError(f"curl: found a grid with axes {grid.names}, wanted two or three axes")
+    parts = _components(v, grid)
+    names = tuple(reversed(grid.names))
+
+    def rotation(i: int, j: int) -> Tensor:
+        return derivative(parts[j], grid, names[i], 1, accuracy) - derivative(parts[i], grid, names[j], 1, accuracy)
+
+    if grid.ndim == 2:
+        return rotation(0, 1)
+    return torch.stack([rotation(i, j) for i, j in ((1, 2), (2, 0), (0, 1))], dim=-grid.ndim - 1)
 
 
 def laplacian(u: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
