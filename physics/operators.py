@@ -31,6 +31,7 @@ __all__ = [
     "inverse_laplacian",
     "laplacian",
     "refine",
+    "spectral_derivative",
     "truncate",
 ]
 
@@ -58,15 +59,21 @@ def derivative(u: Tensor, grid: Grid, name: str, order: int = 1, accuracy: int |
         )
     dim = i - grid.ndim
     if axis.periodic and accuracy is None:
-        v = torch.fft.rfft(u, dim=dim)
-        k = torch.arange(v.shape[dim], dtype=torch.float64, device=u.device) * (2 * math.pi / axis.length)
-        factor = (1j * k) ** order
-        if axis.size % 2 == 0 and order % 2:
-            factor[-1] = 0
-        v = v * factor.to(v.dtype).reshape(-1, *(1,) * (-dim - 1))
-        du: Tensor = torch.fft.irfft(v, n=axis.size, dim=dim)
-        return du
+        return spectral_derivative(u, dim, axis.length, order)
     return difference(u, axis, dim, order, 2 if accuracy is None else accuracy)
+
+
+def spectral_derivative(u: Tensor, dim: int, length: float, order: int = 1) -> Tensor:
+    """Derivative of the trigonometric interpolant along dimension `dim` (negative), whose period is `length`."""
+    n = u.shape[dim]
+    v = torch.fft.rfft(u, dim=dim)
+    k = torch.arange(v.shape[dim], dtype=torch.float64, device=u.device) * (2 * math.pi / length)
+    factor = (1j * k) ** order
+    if n % 2 == 0 and order % 2:
+        factor[-1] = 0
+    v = v * factor.to(v.dtype).reshape(-1, *(1,) * (-dim - 1))
+    du: Tensor = torch.fft.irfft(v, n=n, dim=dim)
+    return du
 
 
 def grad(u: Tensor, grid: Grid, accuracy: int | None = None) -> Tensor:
