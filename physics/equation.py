@@ -20,64 +20,124 @@ trajectory does not depend on which others share its batch.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from .constraints import weighted_mean
 from .grid import Grid
+from .smooth import smooth
+from .stepping import rk4, spectral_radius
+
+Fate = Literal["conserved", "falling", "budgeted"]
+
+
+@dataclass(frozen=True)
+class Usual:
+    """Where an equation's default parameters mean something: what a simulation by name takes unless told otherwise.
+
+    Attributes:
+        dimension: Number of axes of the periodic box.
+        length: Side of the box, in m.
+        resolution: Nodes a side.
+        interval: Time between frames, in s; None if there is none worth proposing.
+    """
+
+    dimension: int = 2
+    length: float = 2 * math.pi
+    resolution: int = 64
+    interval: float | None = None
 
 
 class Equation(ABC):
-    """A law on a grid.
+    """A law on a grid. Its `variables`, their `units` and :meth:`rhs` are enough; the rest has defaults.
 
     Args:
         grid: Where states are sampled.
-        **parameters: Physical parameters, kept in `parameters`; the subclasses name them and their units.
+        **parameters: Physical parameters, kept in `parameters`; those of `defaults` may be left out.
 
     Attributes:
         name: Registered name.
         variables: Names of the channels, in order.
         units: Units of the variables.
+        defaults: Values of the parameters that are not given. If there are any, no other parameter is accepted.
+        parameter_units: Units of the parameters.
+        positive, nonnegative: Parameters of which that is demanded.
+        laws: What becomes of each of the :meth:`invariants`; those that are not named are "budgeted": their rate of
+            change has terms of either sign.
+        usual: Box and frame interval for which the default parameters are meant.
     """
 
     name: ClassVar[str]
     variables: ClassVar[tuple[str, ...]]
     units: ClassVar[Mapping[str, str]]
+    defaults: ClassVar[Mapping[str, float]] = {}
+    parameter_units: ClassVar[Mapping[str, str]] = {}
+    positive: ClassVar[tuple[str, ...]] = ()
+    nonnegative: ClassVar[tuple[str, ...]] = ()
+    laws: ClassVar[Mapping[str, Fate]] = {}
+    usual: ClassVar[Usual] = Usual()
 
     def __init__(self, grid: Grid, **parameters: float) -> None:
         self.grid = grid
-        self.parameters: dict[str, float] = {k: float(v) for k, v in parameters.items()}
+        if self.defaults and (unknown := sorted(set(parameters) - set(self.defaults))):
+            raise TypeError(f"{self.name}: found the parameters {unknown}, wanted some of {sorted(self.defaults)}")
+        self.parameters: dict[str, float] = {k: float(v) for k, v in {**self.defaults, **parameters}.items()}
         for k, v in self.parameters.items():
             if not math.isfinite(v):
                 raise ValueError(f"{self.name}: found {k}={v}, wanted a finite number")
-
-    @property
-    @abstractmethod
-    def dt(self) -> float:
-        """Largest time step that the solver takes of its own accord."""
+            if k in self.positive and v <= 0:
+                raise ValueError(f"{self.name}: found {k}={v:g}, wanted a positive number")
+            if k in self.nonnegative and v < 0:
+                raise ValueError(f"{self.name}: found {k}={v:g}, wanted 0 or more")
+        self._dt: float | None = None
 
     @abstractmethod
     def rhs(self, u: Tensor) -> Tensor:
         """du/dt, same shape as u."""
 
-    @abstractmethod
-    def step(self, u: Tensor, dt: float) -> Tensor:
-        """State after one time step of length dt, whatever its stability."""
+    @property
+    def dt(self) -> float:
+        """Largest time step that the solver takes of its own accord.
 
-    @abstractmethod
+        By default 1/ρ, with ρ the spectral radius of the Jacobian of :meth:`rhs` at one state of :meth:`initial`,
+        found by power iteration: a bit more than a third of what :func:`~lapse.physics.stepping.rk4` bears
+        (|λ| dt < 2.6 in all stable directions), so states may grow to twice the speed of the initial ones. A class
+        that knows better says so in one line, `dt = 1e-3`, or as a property.
+        """
+        if self._dt is None:
+            u = self.initial(torch.Generator().manual_seed(0), 1, torch.float64)
+            rho = spectral_radius(self.rhs, u)
+            self._dt = 1 / rho if rho > 0 else math.inf
+        return self._dt
+
+    def step(self, u: Tensor, dt: float) -> Tensor:
+        """State after one time step of length dt, whatever its stability. By default classical Runge–Kutta."""
+        return rk4(u, self.rhs, dt)
+
     def invariants(self, u: Tensor) -> dict[str, Tensor]:
         """Area means that the equation conserves or budgets, each of shape ``u.shape[:-1-ndim]``."""
+        return {}
 
-    @abstractmethod
+    def symmetries(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Maps S of states that commute with the flow: S(Φ(u)) = Φ(S(u))."""
+        return {}
+
     def initial(self, generator: torch.Generator, batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Random smooth initial states, shape (batch, C, *space)."""
+        """Random smooth initial states, shape (batch, C, *space).
+
+        By default each variable is a random field of few waves, of mean 0 and rms 1 in its units, drawn on the
+        generator's device.
+        """
+        return smooth(self.grid, generator, (batch, len(self.variables))).to(dtype)
 
     @property
-    @abstractmethod
     def spin_up_time(self) -> float:
-        """Time after which states started from :meth:`initial` have forgotten it."""
+        """Time after which states started from :meth:`initial` have forgotten it. By default 0."""
+        return 0.0
 
     def steps(self, interval: float) -> int:
         """Number of steps no longer than :attr:`dt` that make up an interval."""
@@ -137,6 +197,10 @@ class Equation(ABC):
         u = self.initial(generator, batch, dtype)
         return self.advance(u, self.spin_up_time if duration is None else duration)
 
+    def mean(self, f: Tensor) -> Tensor:
+        """Area mean over space, in float64: (…, *space) -> (…)."""
+        return weighted_mean(f, self.grid.area_weights())
+
     def check(self, u: Tensor) -> None:
         """Raise ValueError or TypeError unless u is a state of this equation."""
         wanted = (len(self.variables), *self.grid.shape)
@@ -153,8 +217,31 @@ class Equation(ABC):
         return f"{type(self).__name__}({'x'.join(map(str, self.grid.shape))}, {values})"
 
 
+def translate(u: Tensor) -> Tensor:
+    """A symmetry of laws that are the same everywhere on periodic axes: states moved by a cell along the last."""
+    return u.roll(1, -1)
+
+
+def mirror(u: Tensor) -> Tensor:
+    """A symmetry of laws without direction, of scalars: states reflected along the last axis."""
+    return u.flip(-1)
+
+
 REGISTRY: dict[str, type[Equation]] = {}
-SHIPPED = {"kolmogorov": "kolmogorov", "shallow_water": "shallow_water"}  # name -> module of this folder
+SHIPPED = {  # name -> module of this folder
+    name: name
+    for name in (
+        "advection_diffusion",
+        "allen_cahn",
+        "burgers",
+        "gray_scott",
+        "heat",
+        "kdv",
+        "kolmogorov",
+        "kuramoto_sivashinsky",
+        "shallow_water",
+    )
+}
 
 E = TypeVar("E", bound=type[Equation])
 
@@ -172,8 +259,8 @@ def register(name: str) -> Callable[[E], E]:
     return enter
 
 
-def equation(name: str, grid: Grid, **parameters: float) -> Equation:
-    """Build a registered equation, e.g. ``equation("kolmogorov", Grid.periodic_box(64), viscosity=0.01)``.
+def lookup(name: str) -> type[Equation]:
+    """The class of a registered equation.
 
     Raises:
         KeyError: If no such equation is registered; the message lists those that are.
@@ -182,4 +269,13 @@ def equation(name: str, grid: Grid, **parameters: float) -> Equation:
         import_module(f".{SHIPPED[name]}", __package__)
     if name not in REGISTRY:
         raise KeyError(f"found no equation {name!r}, wanted one of {sorted({*REGISTRY, *SHIPPED})}")
-    return REGISTRY[name](grid, **parameters)
+    return REGISTRY[name]
+
+
+def equation(name: str, grid: Grid, **parameters: float) -> Equation:
+    """Build a registered equation, e.g. ``equation("kolmogorov", Grid.periodic_box(64), viscosity=0.01)``.
+
+    Raises:
+        KeyError: If no such equation is registered; the message lists those that are.
+    """
+    return lookup(name)(grid, **parameters)

@@ -9,8 +9,10 @@ Quadratic products are evaluated on a grid fine enough to be free of aliasing, s
 inherit whatever the exact ones conserve through quadratic identities. Time is ETDRK4.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,32 +22,46 @@ from .grid import Grid
 from .modes import Modes
 from .stepping import ETDRK4
 
+_AXES = {1: "one periodic axis (x)", 2: "two periodic axes (y, x)", 3: "three periodic axes (z, y, x)"}
+
 
 class Galerkin(Equation):
-    """An equation on a doubly periodic box with axes (y, x).
+    """An equation on a periodic box whose last axis is x.
 
     Args:
         grid: Where states are sampled.
         modes: Largest kept mode number, one for all axes or one each. None keeps every mode of the grid, with
-            products padded to 3/2 of its size; ``(n - 1) // 3`` is the two-thirds rule, whose products fit
-            the grid.
+            products padded to 3/2 of its size (twice its size for cubic ones); ``(n - 1) // 3`` is the two-thirds
+            rule, whose quadratic products fit the grid.
         **parameters: Physical parameters.
+
+    Attributes:
+        dimensions: Numbers of axes on which the equation makes sense.
+        degree: Of the highest product in :meth:`nonlinear`, which decides the size of the grid for it.
+        gradient: The symbol i k of the gradient, (d, *modes.shape), components along the axes from the last (x) on.
     """
+
+    dimensions: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    degree: ClassVar[int] = 2
 
     def __init__(self, grid: Grid, modes: int | Sequence[int] | None = None, **parameters: float) -> None:
         super().__init__(grid, **parameters)
-        if grid.ndim != 2 or not all(grid.periodic):
-            raise ValueError(f"{self.name}: found the grid ({grid}), wanted two periodic axes (y, x)")
+        if grid.ndim not in self.dimensions or not all(grid.periodic):
+            wanted = " or ".join(_AXES[d] for d in self.dimensions)
+            raise ValueError(f"{self.name}: found the grid ({grid}), wanted {wanted}")
         self.modes = Modes(grid, modes)
-        self.ky, self.kx = self.modes.wavenumbers()
-        self.k2 = self.ky**2 + self.kx**2
-        self.kmax = max(float(self.ky.max()), float(self.kx.max()))
+        self.nodes = self.modes.nodes(self.degree)
+        k = self.modes.wavenumbers()
+        self.k2 = sum((kj**2 for kj in k[:-1]), start=k[-1] ** 2)
+        self.kmax = max(float(kj.max()) for kj in k)
+        one = torch.ones_like(self.k2)
+        self.gradient = torch.stack([1j * kj * one for kj in reversed(k)])
         self._cast: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._steppers: dict[tuple[float, torch.dtype, torch.device], ETDRK4] = {}
 
     @abstractmethod
     def linear(self) -> Tensor:
-        """L: real float64, broadcastable to amplitudes (C, *modes.shape)."""
+        """L: float64 or complex128, broadcastable to amplitudes (C, *modes.shape)."""
 
     @abstractmethod
     def nonlinear(self, w: Tensor) -> Tensor:
@@ -54,7 +70,8 @@ class Galerkin(Equation):
     def rhs(self, u: Tensor) -> Tensor:
         self.check(u)
         w = self.modes.analyse(u)
-        return self.modes.synthesise(self.linear().to(u) * w + self.nonlinear(w))
+        L = self.linear()
+        return self.modes.synthesise(L.to(w if L.is_complex() else u) * w + self.nonlinear(w))
 
     def step(self, u: Tensor, dt: float) -> Tensor:
         return self.advance(u, dt, steps=1)
@@ -67,6 +84,12 @@ class Galerkin(Equation):
         for _ in range(n):
             w = stepper(w, self.nonlinear)
         return self.modes.synthesise(w)
+
+    def bound(self, speed: float) -> float:
+        """A speed that limits the time step. Raises ValueError unless it is positive."""
+        if not 0 < speed < math.inf:
+            raise ValueError(f"{self.name}: found speed={speed}, wanted a positive speed")
+        return float(speed)
 
     def constant(self, name: str, w: Tensor) -> Tensor:
         """An attribute on the device of w and in its precision; cached, since converting costs as much as using."""

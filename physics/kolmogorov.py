@@ -18,13 +18,13 @@ which needs four transforms where the plain form needs five.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .equation import register
+from .equation import Fate, Usual, register
 from .galerkin import Galerkin
 from .grid import Grid
 
@@ -61,6 +61,15 @@ class Kolmogorov(Galerkin):
 
     variables = ("vorticity",)
     units: ClassVar[Mapping[str, str]] = {"vorticity": "s-1"}
+    parameter_units: ClassVar[Mapping[str, str]] = {
+        "viscosity": "m2 s-1",
+        "drag": "s-1",
+        "forcing": "m s-2",
+        "wavenumber": "1",
+    }
+    laws: ClassVar[Mapping[str, Fate]] = {"mean_vorticity": "conserved"}
+    usual = Usual(dimension=2, length=2 * math.pi, resolution=64, interval=0.2)
+    dimensions = (2,)
 
     def __init__(
         self,
@@ -77,6 +86,7 @@ class Kolmogorov(Galerkin):
         for name, value in (("viscosity", viscosity), ("drag", drag)):
             if value < 0:
                 raise ValueError(f"kolmogorov: found {name}={value}, wanted 0 or more")
+        self.ky, self.kx = self.modes.wavenumbers()
         most = self.modes.keep[0]
         if wavenumber != int(wavenumber) or not 1 <= wavenumber <= most:
             raise ValueError(
@@ -144,6 +154,14 @@ class Kolmogorov(Galerkin):
             "enstrophy": (u**2).mean(dim=(-3, -2, -1)) / 2,
             "palinstrophy": (gradient**2).sum(dim=-3).mean(dim=(-2, -1)) / 2,
         }
+
+    def symmetries(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Shifts along x; and x → −x with half a period of the force along y, which turns ω into −ω."""
+        n, m = self.grid.shape[0], int(2 * self.parameters["wavenumber"])
+        maps: dict[str, Callable[[Tensor], Tensor]] = {"translation": lambda u: u.roll(1, -1)}
+        if n % m == 0:
+            maps["shift and reflection"] = lambda u: -u.flip(-1).roll(n // m, -2)
+        return maps
 
     def budget(self, u: Tensor) -> dict[str, Tensor]:
         """Rates of change of energy (m2 s-3) and of enstrophy (s-3), term by term, in float64.

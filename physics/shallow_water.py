@@ -18,13 +18,13 @@ one-dimensional variation is steady.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .equation import register
+from .equation import Fate, Usual, register
 from .galerkin import Galerkin
 from .grid import Grid
 
@@ -59,6 +59,15 @@ class ShallowWater(Galerkin):
 
     variables = ("u", "v", "h")
     units: ClassVar[Mapping[str, str]] = {"u": "m s-1", "v": "m s-1", "h": "m"}
+    parameter_units: ClassVar[Mapping[str, str]] = {
+        "gravity": "m s-2",
+        "coriolis": "s-1",
+        "mean_depth": "m",
+        "viscosity": "m2 s-1",
+    }
+    laws: ClassVar[Mapping[str, Fate]] = {"mass": "conserved"}
+    usual = Usual(dimension=2, length=2 * math.pi, resolution=64, interval=0.5)
+    dimensions = (2,)
 
     def __init__(
         self,
@@ -79,8 +88,7 @@ class ShallowWater(Galerkin):
             raise ValueError(f"shallow_water: found viscosity={viscosity}, wanted 0 or more")
         self.speed = float(speed)
         self.wave_speed = math.sqrt(gravity * mean_depth)
-        one = torch.ones_like(self.k2)
-        self.gradient = torch.stack((1j * self.kx * one, 1j * self.ky * one))
+        self.ky, self.kx = self.modes.wavenumbers()
 
     @property
     def dt(self) -> float:
@@ -129,6 +137,15 @@ class ShallowWater(Galerkin):
             "energy": (h * (a**2 + b**2) / 2 + g * eta**2 / 2).mean(dim=(-2, -1)),
             "potential_enstrophy": ((self.vorticity(s)[..., 0, :, :] + f) ** 2 / h).mean(dim=(-2, -1)) / 2,
         }
+
+    def symmetries(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Shifts along either axis, and half a turn about the vertical, which reverses the velocity."""
+
+        def half_turn(u: Tensor) -> Tensor:
+            sign = torch.tensor([-1.0, -1.0, 1.0], dtype=u.dtype, device=u.device)[:, None, None]
+            return sign * u.flip(-2, -1)
+
+        return {"translation": lambda u: u.roll((2, 1), (-2, -1)), "half turn": half_turn}
 
     def initial(self, generator: torch.Generator, batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random eddies in geostrophic balance, plus a tenth (in rms height) of inertia–gravity waves.

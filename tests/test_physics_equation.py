@@ -84,7 +84,7 @@ def test_names_are_unique():
 
 
 def test_bad_input_is_refused_with_both_sides():
-    with pytest.raises(KeyError, match=r"found no equation 'euler', wanted one of \['kolmogorov', 'shallow_water'\]"):
+    with pytest.raises(KeyError, match=r"found no equation 'euler', wanted one of \[.*'kolmogorov', .*'shallow_water'"):
         equation("euler", BOX)
     e = equation("kolmogorov", BOX)
     with pytest.raises(ValueError, match=r"found a state of shape \(1, 8, 8\), wanted \(…, 1, 16, 16\)"):
