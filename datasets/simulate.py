@@ -33,7 +33,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from ..physics.equation import Equation
+from ..physics.equation import Equation, lookup
 from ..physics.equation import equation as build
 from ..physics.grid import Axis, Grid
 from ..physics.modes import Modes
@@ -194,10 +194,11 @@ def simulate(
     *,
     trajectories: int,
     frames: int,
-    interval: float,
-    resolution: int | Sequence[int] = 256,
-    length: float | Sequence[float] = 2 * math.pi,
-    stored: int | Sequence[int] | None = 64,
+    interval: float | None = None,
+    resolution: int | Sequence[int] | None = None,
+    length: float | Sequence[float] | None = None,
+    dimension: int | None = None,
+    stored: int | Sequence[int] | None = None,
     spin_up: float | None = None,
     seed: int = 0,
     parameters: Mapping[str, Any] | None = None,
@@ -214,11 +215,12 @@ def simulate(
     """Solves random trajectories of an equation and writes them as zarr v3 stores.
 
     Args:
-        equation: registered name, built on a periodic box of ``resolution`` nodes a side and ``length`` (m)
-            with ``parameters``; or an `Equation`, which brings its own grid and parameters.
+        equation: registered name, built with ``parameters`` on a periodic box of ``dimension`` axes, of
+            ``resolution`` nodes and ``length`` m (one number, or one for each axis), each the equation's usual one
+            unless told otherwise; or an `Equation`, which brings its own grid and parameters.
         path: the store to make. With several ``stored`` sizes it must contain ``{size}``: one store a size.
-        trajectories, frames: sizes of the store; frames are ``interval`` s apart, frame 0 at the end of the
-            spin-up.
+        trajectories, frames: sizes of the store; frames are ``interval`` s apart (default: the equation's usual
+            one), frame 0 at the end of the spin-up.
         stored: nodes along the last axis after Fourier truncation; other axes keep their ratio. None: the
             reference.
         spin_up: s, default the equation's own ``spin_up_time``.
@@ -239,10 +241,13 @@ def simulate(
         FloatingPointError: a trajectory blew up; completed shards stay.
     """
     if isinstance(equation, str):
-        grid = Grid.periodic_box(resolution, length)
+        grid = lookup(equation).usual.grid(resolution, length, dimension)
         equation = build(equation, grid, **(parameters or {}))
     elif parameters:
         raise ValueError("parameters belong to a named equation; an Equation instance brings its own")
+    interval = equation.usual.interval if interval is None else interval
+    if interval is None:
+        raise ValueError(f"{equation.name!r} has no usual interval; say how far apart the frames are, in s")
     for name, n in {"trajectories": trajectories, "frames": frames, "shard": shard, "batch": batch}.items():
         if n < 1:
             raise ValueError(f"found {name}={n}, wanted at least 1")

@@ -19,7 +19,7 @@ trajectory does not depend on which others share its batch.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import ClassVar, Literal, TypeVar
@@ -50,6 +50,31 @@ class Usual:
     length: float = 2 * math.pi
     resolution: int = 64
     interval: float | None = None
+
+    def grid(
+        self,
+        resolution: int | Sequence[int] | None = None,
+        length: float | Sequence[float] | None = None,
+        dimension: int | None = None,
+    ) -> Grid:
+        """That box, or one that differs as told; its axes are (x), (y, x) or (z, y, x).
+
+        Args:
+            resolution: Nodes, one number for all axes or one each.
+            length: Sides, in m, likewise.
+            dimension: 1, 2 or 3; what the other arguments say where they are sequences, else the usual one.
+        """
+        for given in (resolution, length):
+            if dimension is None and isinstance(given, Sequence):
+                dimension = len(given)
+        d = self.dimension if dimension is None else dimension
+        if d not in (1, 2, 3):
+            raise ValueError(f"found dimension={d}, wanted 1, 2 or 3")
+        return Grid.periodic_box(
+            self.resolution if resolution is None else resolution,
+            self.length if length is None else length,
+            ("z", "y", "x")[-d:],
+        )
 
 
 class Equation(ABC):

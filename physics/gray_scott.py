@@ -61,8 +61,8 @@ class GrayScott(Galerkin):
 
     @property
     def dt(self) -> float:
-        p = self.parameters  # with u, v <= 1 no rate of the reaction exceeds 2 r
-        return 1 / max(p["rate"], p["feed"] + p["kill"], 1e-300)
+        p = self.parameters  # where u + v <= 1 no rate of the reaction exceeds r; the scheme is stable to 2.8
+        return 2 / max(p["rate"], p["feed"] + p["kill"], 1e-300)
 
     @property
     def spin_up_time(self) -> float:

@@ -5,7 +5,7 @@ Four forms of one law, since none serves every purpose:
 ==========  ==========================================  ==========  ===========================================
 form        residual field                              error in Δ  for
 ==========  ==========================================  ==========  ===========================================
-`strong`    δ_t u − F(u), δ_t a centred difference      Δ⁴ (or Δ²)  densely sampled, smooth fields
+`strong`    δ_t u − F(u), δ_t a centred difference      Δ⁴ (Δ², Δ⁶) densely sampled, smooth fields
 `defect`    u₁ − Φ_Δ(u₀), Φ the solver's own map        solver's    any Δ; costs a solver run
 `hermite`   u₁ − u₀ − Δ/2 (F₀ + F₁) + Δ²/12 (Ḟ₁ − Ḟ₀)   Δ⁵          moderate Δ; no solver, and both frames alike
 `weak`      balance over cells of space and time        windows     shocks and noise (see `weak.py`)
@@ -28,12 +28,15 @@ from torch.func import jvp
 
 from .equation import Equation
 from .grid import Grid
+from .operators import ddt
 
 Form = Literal["strong", "defect", "hermite", "weak"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
-def residual(equation: Equation, u: Tensor, interval: float, form: Form = "defect") -> Tensor:
+def residual(
+    equation: Equation, u: Tensor, interval: float, form: Form = "defect", accuracy: int | None = None
+) -> Tensor:
     """The residual field of consecutive frames.
 
     Args:
@@ -41,11 +44,12 @@ def residual(equation: Equation, u: Tensor, interval: float, form: Form = "defec
         u: Frames (…, T, C, *space), `interval` apart, in the equation's units.
         interval: Δ, in the equation's unit of time.
         form: "strong", "defect", "hermite" or "weak".
+        accuracy: Order p in Δ of the strong form's time difference: 2, 4 or 6; None: 4, or 2 if T < 5.
 
     Returns:
-        "strong": (…, T − 4, C, *space), or (…, T − 2, C, *space) if T < 5, at the frames where the centred
-        difference exists, in units of du/dt. "defect", "hermite": (…, T − 1, C, *space), in units of u. "weak": a
-        coarser field, see :mod:`lapse.physics.weak`.
+        "strong": (…, T − p, C, *space), at the frames where the centred difference exists, in units of du/dt.
+        "defect", "hermite": (…, T − 1, C, *space), in units of u. "weak": a coarser field, see
+        :mod:`lapse.physics.weak`.
 
     Raises:
         ValueError: If the form is unknown, there are too few frames, or Δ is not positive.
@@ -57,7 +61,9 @@ def residual(equation: Equation, u: Tensor, interval: float, form: Form = "defec
         r: Tensor = weak(equation, u, interval)
         return r
     if form == "strong":
-        return ddt(u, interval, dim=_time(equation)) - equation.rhs(_inner(equation, u))
+        rate = ddt(u, interval, _time(equation), accuracy)
+        lost = u.shape[_time(equation)] - rate.shape[_time(equation)]
+        return rate - equation.rhs(u.narrow(_time(equation), lost // 2, rate.shape[_time(equation)]))
     u0, u1 = _pairs(equation, u)
     if form == "defect":
         return u1 - equation.advance(u0, interval)
@@ -68,7 +74,7 @@ def residual(equation: Equation, u: Tensor, interval: float, form: Form = "defec
     return u1 - u0 - interval / 2 * (F0 + F1) + interval**2 / 12 * (dF1 - dF0)
 
 
-def scale(equation: Equation, u: Tensor, interval: float, form: Form = "defect") -> Tensor:
+def scale(equation: Equation, u: Tensor, interval: float, form: Form = "defect", accuracy: int | None = None) -> Tensor:
     """What the residual of that form is small against, a field of its shape: δ_t u, or the change u₁ − u₀.
 
     For "weak" it is the largest term of the balance (see :mod:`lapse.physics.weak`).
@@ -80,7 +86,7 @@ def scale(equation: Equation, u: Tensor, interval: float, form: Form = "defect")
         s: Tensor = weak_scale(equation, u, interval)
         return s
     if form == "strong":
-        return ddt(u, interval, dim=_time(equation))
+        return ddt(u, interval, _time(equation), accuracy)
     u0, u1 = _pairs(equation, u)
     return u1 - u0
 
@@ -107,24 +113,8 @@ def relative(r: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     return rms(r, grid) / rms(scale, grid)
 
 
-def ddt(u: Tensor, interval: float, dim: int) -> Tensor:
-    """Centred time derivative along `dim`: of order 4, two frames shorter at each end; of order 2 if T < 5."""
-    T = u.shape[dim]
-    if T >= 5:
-        a, b, c, d = (u.narrow(dim, i, T - 4) for i in (0, 1, 3, 4))
-        return (a - 8 * b + 8 * c - d) / (12 * interval)
-    return (u.narrow(dim, 2, T - 2) - u.narrow(dim, 0, T - 2)) / (2 * interval)
-
-
 def _time(equation: Equation) -> int:
     return -equation.grid.ndim - 2
-
-
-def _inner(equation: Equation, u: Tensor) -> Tensor:
-    """The frames at which :func:`ddt` stands."""
-    T = u.shape[_time(equation)]
-    margin = 2 if T >= 5 else 1
-    return u.narrow(_time(equation), margin, T - 2 * margin)
 
 
 def _pairs(equation: Equation, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+_EQUATIONS = (
+    "equations: advection_diffusion, allen_cahn, burgers, gray_scott, heat, kdv, kolmogorov, kuramoto_sivashinsky, "
+    "shallow_water"
+)
+
 _KEPT = {
     "forecast": "Completed blocks of a zarr store are kept: the same command with --resume goes on from them.",
     "simulate": "Completed trajectories are kept: the same command with --resume goes on from them.",
@@ -122,7 +127,7 @@ def _data(verb: argparse.ArgumentParser, name: str, what: str) -> None:
 
 
 def _simulate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    verb = _verb(verbs, "simulate", "make training data from an equation", "equations: kolmogorov, shallow_water")
+    verb = _verb(verbs, "simulate", "make training data from an equation", _EQUATIONS)
     verb.add_argument("equation", metavar="EQUATION", help="registered name, such as kolmogorov")
     verb.add_argument("out", metavar="OUT", help="zarr store to make")
     verb.add_argument("--trajectories", type=int, default=16, metavar="N", help="independent runs (default 16)")
@@ -131,16 +136,19 @@ def _simulate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--interval",
         type=float,
         metavar="S",
-        help="between frames, in s (default 0.2 for kolmogorov, 0.5 for shallow_water)",
+        help="between frames, in s (default: the equation's usual one, such as 0.2 for kolmogorov)",
     )
-    verb.add_argument("--resolution", type=int, default=64, metavar="N", help="nodes a side of the solver (default 64)")
+    verb.add_argument(
+        "--resolution", type=int, metavar="N", help="nodes a side of the solver (default: the equation's usual one)"
+    )
+    verb.add_argument("--dimension", type=int, metavar="D", help="axes of the box (default: the equation's usual one)")
     verb.add_argument(
         "--stored",
         type=int,
         metavar="N",
         help="nodes a side of the store, after Fourier truncation (default: the solver's)",
     )
-    verb.add_argument("--length", type=float, metavar="M", help="side of the periodic box, in m (default 2 pi)")
+    verb.add_argument("--length", type=float, metavar="M", help="side of the periodic box, in m (default: usual)")
     verb.add_argument("--spin-up", type=float, metavar="S", help="time before frame 0, in s (default: the equation's)")
     verb.add_argument(
         "--parameter",

@@ -24,23 +24,20 @@ from .package import load, shipped
 
 __all__ = ["check", "forecast", "inspect", "report", "score", "simulate", "train", "write_netcdf"]
 
-_INTERVALS = {"kolmogorov": 0.2, "shallow_water": 0.5}  # s, where the equation's own documentation measured
-
 
 def simulate(options: Namespace) -> None:
     """Make training data."""
     from ..datasets.simulate import simulate as make
+    from ..physics.equation import lookup
 
-    interval = options.interval or _INTERVALS.get(options.equation)
-    if interval is None:
-        raise ValueError(f"--interval: {options.equation!r} has no default; say how far apart the frames are, in s")
-    length = {} if options.length is None else {"length": options.length}
+    interval = options.interval or lookup(options.equation).usual.interval
     (path,) = make(
-        options.equation, options.out, trajectories=options.trajectories, frames=options.frames, interval=interval,
-        resolution=options.resolution, stored=options.stored, spin_up=options.spin_up, seed=options.seed,
+        options.equation, options.out, trajectories=options.trajectories, frames=options.frames,
+        interval=interval, resolution=options.resolution, length=options.length, dimension=options.dimension,
+        stored=options.stored, spin_up=options.spin_up, seed=options.seed,
         parameters=dict(options.parameter), batch=options.batch, device=options.device,
         scheduler="processes" if options.workers else None, workers=options.workers, resume=options.resume,
-        progress=not options.quiet, **length,
+        progress=not options.quiet,
     )  # fmt: skip
     print(f"{path}: {options.trajectories} trajectories of {options.frames} frames, {interval:g} s apart")
 

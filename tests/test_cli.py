@@ -152,7 +152,8 @@ ERRORS = {
     "score fc.nc sim.zarr --select path=7": "--select path: found no such dimension; wanted one of",
     "score sim.zarr sim.zarr": "lead_time",
     "simulate kolmogorof a.zarr --interval 1": "found no equation 'kolmogorof'",
-    "simulate kolmogorof a.zarr": "'kolmogorof' has no default",
+    "simulate kolmogorof a.zarr": "wanted one of ['advection_diffusion', 'allen_cahn', ",
+    "simulate burgers a.zarr --dimension 2": "wanted one periodic axis (x)",
     "simulate kolmogorov sim.zarr": "sim.zarr exists",
     "train": "no data.path. Usual fix: lapse train data.path=MY.zarr",
     "train data.pth=sim.zarr": "Usual fix: data.path instead of data.pth",
@@ -195,6 +196,9 @@ def test_help_says_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> Non
             assert "default" in about or option in ("--steps", "--out", "--select", "--time-units", "--parameter"), (
                 option
             )
+    from lapse.physics.equation import SHIPPED
+
+    assert ", ".join(sorted(SHIPPED)) in " ".join(_help(capsys, "simulate").split())
     assert "in s" in _help(capsys, "simulate") and "LAPSE_THREADS" in _help(capsys, "")
 
 
