@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .datasets.open import open_dataset as open_dataset
     from .datasets.spec import FieldSpec as FieldSpec
     from .datasets.spec import SpecError as SpecError
+    from .surrogate import targets as objectives
     from .surrogate.package import load as load
     from .surrogate.scores import score as score
 
@@ -34,10 +35,12 @@ _HOME = {
     "score": ".surrogate.scores",
 }
 
-__all__ = ["FieldSpec", "SpecError", "__version__", "load", "open_dataset", "score"]
+__all__ = ["FieldSpec", "SpecError", "__version__", "load", "objectives", "open_dataset", "score"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "objectives":  # of inverse design
+        return import_module(".surrogate.targets", __name__)
     if name in _HOME:
         return getattr(import_module(_HOME[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ import xarray as xr
 
 if TYPE_CHECKING:
     from .model import Model
+    from .targets import Objective
 
 __all__ = ["Accessor"]
 
@@ -28,6 +29,10 @@ class Accessor:
     def forecast(self, model: "Model | str | Path", steps: int, members: int = 32, **options: Any) -> xr.Dataset:
         """An ensemble forecast from these analyses; ``options`` as for `Model.forecast`."""
         return _model(model).forecast(self._ds, steps, members, **options)
+
+    def design(self, model: "Model | str | Path", objective: "Objective", steps: int, **options: Any) -> xr.Dataset:
+        """The initial condition near this one with the best objective; ``options`` as for `Model.design`."""
+        return _model(model).design(self._ds, objective, steps, **options)
 
     def check(self, model: "Model | str | Path", *, members: bool = False) -> xr.Dataset:
         """This Dataset as the model needs it, or a SpecError that names every problem at once."""

@@ -18,8 +18,10 @@ from ..datasets.check import check
 from ..datasets.fields import to_dataset, to_tensor
 from ..datasets.spec import FieldSpec
 from ..datasets.time import phase as phase_of
+from .design import design
 from .emulator import Emulator, Mode
 from .forecast import forecast
+from .targets import Objective
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +97,13 @@ class Model:
             self, ds, steps, members, seed=seed, init_times=init_times, mode=mode, store=store, resume=resume,
             batch_size=batch_size, progress=progress,
         )  # fmt: skip
+
+    def design(self, ds: xr.Dataset | xr.DataArray, objective: Objective, steps: int, **options: Any) -> xr.Dataset:
+        """The initial condition near a given one whose forecast has the largest or smallest objective.
+
+        ``options`` as for `lapse.surrogate.design.design`; ``sense="maximise"`` or ``"minimise"`` must be among them.
+        """
+        return design(self, ds, objective, steps, **options)
 
     @torch.no_grad()
     def encode(self, ds: xr.Dataset | xr.DataArray) -> xr.Dataset:

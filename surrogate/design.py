@@ -1,0 +1,275 @@
+"""Inverse design: the initial condition whose forecast is best, found by gradients through the rollout.
+
+    maximise or minimise  J(u₀) = risk over members m of  objective(forecast from u₀ with the noise of m)
+    over feasible u₀ (`feasible`: bounds, conserved quantities, a radius), with a wall around the states that the
+    model knows (`manifold`)
+
+The members' noise is the same at every evaluation (common random numbers), so J is a smooth deterministic function and
+a gradient means something. The price is that a design may suit those few members: what is reported as prediction comes
+from other members, with the decoder's error drawn too, as `forecast` would give them. That a design leans on errors of
+the surrogate shows in distances to known states beyond those of data, in modes that disagree, and in new members that
+do worse; sooner or later every optimiser finds such errors, and ``verify="solver"`` tells.
+
+The interval rests on no more than that the truth is one more member: with M of them, the (M + 1)·5 % and 95 % order
+statistics enclose it with 90 %.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from ..datasets.problem import Problem, SpecError
+from .bounds import Bounds
+from .case import Case, references
+from .control import CONTROLS, Control
+from .descent import METHODS, Evaluation, Iterate
+from .designed import Verdict, assemble, suspicions
+from .emulator import Mode, State
+from .feasible import Feasible
+from .manifold import Manifold
+from .targets import Objective, label
+
+if TYPE_CHECKING:
+    from .model import Model
+
+__all__ = ["DesignWarning", "design"]
+
+_REFERENCES = 16  # states that tell what is usual
+_STILL = 1e-5  # of the first gradient's norm: a stationary point
+_PROBE = 0.1  # standard deviations: the perturbation whose gain sets the scale of the penalty
+_FEWEST = 19  # members for a 90 % interval between order statistics
+_SLOW = 8  # members at most of the modes that are only compared
+
+
+class DesignWarning(UserWarning):
+    """A design that may owe its objective to errors of the surrogate."""
+
+
+def design(
+    model: "Model",
+    ds: xr.Dataset | xr.DataArray,
+    objective: Objective,
+    steps: int,
+    *,
+    sense: Literal["maximise", "minimise"],
+    over: Literal["initial_condition", "latent"] = "initial_condition",
+    bounds: Bounds = "training",
+    constraints: Sequence[str] | Mapping[str, float | None] | None = None,
+    radius: float | None = None,
+    method: Literal["lbfgs", "adam"] = "lbfgs",
+    iterations: int = 30,
+    step: float = 0.1,
+    members: int = 8,
+    seed: int = 0,
+    mode: Mode | None = None,
+    init_time: Any = "last",
+    prior: float = 1.0,
+    reference: xr.Dataset | None = None,
+    predicted: int = 32,
+    compare: Sequence[Mode] | None = None,
+    checkpoint: bool = True,
+    verify: Literal["solver"] | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """The initial condition near a given one whose forecast has the largest or smallest objective.
+
+    Arguments:
+        ds: analyses in physical units, at least ``history`` frames up to the start; the search begins there.
+        objective: of the forecast, see `lapse.objectives`; any function of a `ForecastView` that returns one number, or
+            one a member, computed with torch.
+        steps: leads of the forecast, from 1; frames beyond the last one that the objective looks at are not computed.
+        sense: "maximise" or "minimise".
+        over: vary the fields themselves, or the latents that they are decoded from.
+        bounds: "training" (the range of the training data), or (least, greatest) by variable; see
+            `lapse.surrogate.bounds`.
+        constraints: what the design shares exactly with the given state: "mean", "mass", "divergence_free", and at most
+            one of the equation's invariants such as "energy"; a mapping gives the latter a value of its own. None: what
+            the model's exact heads conserve.
+        radius: the most that the design may depart from the given state: root mean square in training standard
+            deviations. None is no limit.
+        method: projected "lbfgs", every step of which is better than the last, or "adam".
+        iterations: at most.
+        step: of "lbfgs" the first step's root mean square, of "adam" the learning rate, in standard deviations.
+        members: whose mean (or other risk) is optimised, with the noise that `forecast` gives them under ``seed``.
+        mode: as in `forecast`; "mean" has no noise, and takes one member.
+        init_time: the start, one time of ``ds``, or "last".
+        prior: weight of the penalty beyond the reference states (`lapse.surrogate.manifold`), 0 for none. With weight 1
+            a distance twice the limit costs what the best perturbation of 0.1 standard deviations gains.
+        reference: states that tell what is usual, best those that the model was not trained on; default: ``ds``, of
+            which 16 are taken.
+        predicted: new members, those of ``seed + 1``, that give the prediction and its interval; 19 or more.
+        compare: modes whose predictions are set against the design's; default: all that the model has.
+        checkpoint: keep only latents of a rollout and compute the rest again: a quarter of the time for a memory that
+            hardly grows with ``steps``.
+        verify: "solver" runs the equation that the model's spec names from the designed field.
+
+    Returns:
+        Dataset that `forecast` takes as it is: the designed variables over ``(time, *space)``, and the given ones as
+        ``NAME_given``; over ``iteration`` the ``objective``, ``penalty``, ``gradient_norm``, ``violation`` and
+        ``evaluations``; over ``member`` the ``predicted`` objective and that of the given state, ``predicted_given``;
+        ``interval``, ``predicted_objective`` (members averaged, or as the risk says), ``predicted_by_mode``; the
+        ``distance`` to known states with its ``distance_limit``; with ``verify`` what the solver ``achieved``, and from
+        the given state ``achieved_given``.
+
+    Raises SpecError for unfit input and for an objective that does not fit the forecast, `Infeasible` where bounds and
+    constraints leave nothing, ValueError for an objective that is not finite or has no gradient. Warns (DesignWarning)
+    where the design seems to exploit the surrogate.
+    """
+    mode = mode or model.modes[0]
+    compared = model.modes if compare is None else tuple(compare)
+    members = 1 if mode == "mean" else members
+    _check_options(model, sense, over, method, steps, iterations, step, members, predicted, prior, (mode, *compared))
+    case = Case(model, ds, objective, steps, init_time, mode)
+    if verify is not None and (verify != "solver" or case.law is None):
+        names, parameters = ", ".join(model.spec.names), model.spec.equation
+        raise ValueError(
+            f"verify: found {verify!r} and a model of {names} with the equation {parameters!r}; wanted 'solver' and an "
+            "equation of lapse.physics in these variables. Usual fix: verify=None, and run your own solver"
+        )
+    case.rehearse(members)
+    held = conserved(model) if constraints is None else constraints
+    feasible = Feasible(model.spec, case.given, bounds, held, radius, case.law)
+    manifold = Manifold(
+        model.emulator, *references(model, ds if reference is None else reference, _REFERENCES, case.given)
+    )
+    control = CONTROLS[over](model.emulator, feasible, manifold, case.given, case.context)
+    search = _Search(case, control, manifold, -1 if sense == "maximise" else 1, members, seed, prior, checkpoint)
+    path = search.run(method, iterations, step, progress)
+    best = min(path, key=lambda i: i.value)
+    with torch.no_grad():
+        u = control.fields(best.x)
+    verdict = _judge(case, u, predicted, seed + 1, compared)
+    if verify:
+        verdict.achieved, verdict.achieved_given = case.solve(u), case.solve(case.given)
+    doubts = suspicions(best, verdict, manifold.limits, members)
+    options = {
+        "sense": sense, "over": over, "method": method, "constraints": list(held), "radius": radius, "prior": prior,
+        "members": members, "seed": seed, "predicted": predicted, "steps": steps,
+    }  # fmt: skip
+    for text in doubts:
+        warnings.warn(f"this design may exploit the surrogate: {text}", DesignWarning, stacklevel=3)
+    return assemble(case, u, path, best, verdict, manifold.limits, options, doubts)
+
+
+class _Search:
+    """The function that is minimised, and the descent."""
+
+    def __init__(
+        self, case: Case, control: Control, manifold: Manifold, sign: int, members: int, seed: int, prior: float,
+        checkpointed: bool,
+    ) -> None:  # fmt: skip
+        self.case, self.control, self.manifold = case, control, manifold
+        self.sign, self.members, self.seed, self.prior, self.checkpointed = sign, members, seed, prior, checkpointed
+        self.scale: float | None = None
+
+    def evaluate(self, x: Tensor) -> Evaluation:
+        at = x.detach().clone().requires_grad_(True)
+        case, c = self.case, self.control
+        with torch.enable_grad():
+            u = c.fields(at)
+            view, state = case.roll(u, self.members, self.seed, case.mode, errors=False, checkpointed=self.checkpointed)
+            value = case.value(view)
+            start = state(0)
+            one = State(start.z[:1], start.carried[:1])
+            distances = self.manifold.distances(u, one, state(1).z[:, -1], case.newest)
+            signed = self.sign * value
+            if self.scale is None:
+                self.scale = self._scale(signed, at)
+            penalty = self.prior * self.scale * self.manifold.penalty(distances)
+            total = signed + penalty
+        about = {
+            "objective": float(value.detach()),
+            "penalty": float(penalty.detach()),
+            "violation": c.feasible.violation(u),
+            "distances": {k: float(d.detach()) for k, d in distances.items()},
+        }
+        return Evaluation(float(total.detach()), lambda: torch.autograd.grad(total, at)[0], about)
+
+    def _scale(self, value: Tensor, at: Tensor) -> float:
+        """What a perturbation of `_PROBE` along the gradient gains; raises where there is no gradient to follow."""
+        name = f"objective {label(self.case.objective)!r}"
+        if not bool(torch.isfinite(value)):
+            raise ValueError(
+                f"{name}: found {float(value)} for the given state, wanted a finite number. Usual fix: look at "
+                "model.forecast(ds, steps), and for a division or logarithm in the objective"
+            )
+        (g,) = torch.autograd.grad(value, at, retain_graph=True)
+        norm = float(g.norm())
+        if not math.isfinite(norm) or norm == 0:
+            raise ValueError(
+                f"{name}: found a gradient of norm {norm} by the initial condition, wanted a finite one above 0. "
+                "Usual fix: start from another state, soften kinks (extreme has softness), or choose a lead and a "
+                "region that the initial condition reaches"
+            )
+        return _PROBE * norm * math.sqrt(g.numel())
+
+    def run(self, method: str, iterations: int, step: float, progress: bool) -> list[Iterate]:
+        start = self.control.retract(self.control.start)
+        if start is None:
+            self.control.fields(self.control.start)  # says which constraint and why
+        assert start is not None
+        path: list[Iterate] = []
+        steps = METHODS[method](self.evaluate, start, self.control.retract, self.control.blocked, iterations, step)
+        with tqdm(total=iterations, disable=not progress, desc="design", unit="step") as bar:
+            for iterate in steps:
+                path.append(iterate)
+                bar.update(len(path) > 1)
+                bar.set_postfix(objective=iterate.about["objective"], refresh=False)
+                if float(iterate.gradient.norm()) <= _STILL * float(path[0].gradient.norm()):
+                    break
+        return path
+
+
+def conserved(model: "Model") -> list[str]:
+    """The constraints that a model's exact heads stand for."""
+    names = model.emulator.autoencoder.heads.names
+    return [n for n in ("divergence_free", "mass", "mean") if n in names]
+
+
+def _judge(case: Case, u: Tensor, members: int, seed: int, modes: Sequence[Mode]) -> Verdict:
+    """Predictions by members that took no part in the search."""
+    designed = case.predict(u, members, seed, case.mode)
+    given = case.predict(case.given, members, seed, case.mode)
+    by_mode: dict[str, float] = {case.mode: designed.value}
+    for mode in modes:
+        if mode != case.mode:
+            by_mode[mode] = case.predict(u, min(members, _SLOW), seed, mode).value
+    return Verdict(designed, given, by_mode)
+
+
+def _check_options(
+    model: "Model", sense: str, over: str, method: str, steps: int, iterations: int, step: float, members: int,
+    predicted: int, prior: float, modes: Sequence[str],
+) -> None:  # fmt: skip
+    """Raise SpecError with every option that cannot be."""
+    problems = []
+
+    def word(where: str, found: str, known: Sequence[str], fix: str = "correct the word") -> None:
+        if found not in known:
+            problems.append(Problem(where, repr(found), f"one of {', '.join(known)}", fix))
+
+    def least(where: str, found: float, wanted: str, good: bool) -> None:
+        if not good:
+            problems.append(Problem(where, f"{found}", wanted, "leave it out for the default"))
+
+    word("sense", sense, ("maximise", "minimise"))
+    untold = "this model is not told any parameters; train one for each value, or vary the state"
+    word("over", over, tuple(CONTROLS), untold if over == "parameters" else "correct the word")
+    word("method", method, tuple(METHODS))
+    for mode in modes:
+        word("mode", mode, model.modes)
+    if steps < 1:
+        problems.append(Problem("steps", f"{steps}", "at least 1", "the leads of the forecast, in frames"))
+    least("iterations", iterations, "at least 1", iterations >= 1)
+    least("step", step, "above 0", step > 0)
+    least("members", members, "at least 1", members >= 1)
+    least("predicted", predicted, f"at least {_FEWEST}, for a 90 % interval", predicted >= _FEWEST)
+    least("prior", prior, "0 or more", prior >= 0)
+    if problems:
+        raise SpecError(problems)

@@ -1,0 +1,127 @@
+"""What a design hands back: the Dataset, its provenance, and what speaks against it."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from .. import __version__
+from ..datasets.fields import to_dataset
+from .case import Case, Prediction
+from .descent import Iterate
+from .noise import spelling
+from .targets import Target, label
+
+__all__ = ["Verdict", "assemble", "suspicions"]
+
+
+@dataclass
+class Verdict:
+    """What forecasts and the solver say of the designed state and of the given one."""
+
+    designed: Prediction
+    given: Prediction
+    by_mode: dict[str, float]
+    achieved: float | None = None
+    achieved_given: float | None = None
+
+
+def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], members: int) -> list[str]:
+    """Signs that the optimiser leans on errors of the surrogate, each a sentence."""
+    found = []
+    for name, rho in best.about["distances"].items():
+        if rho > limits[name]:
+            found.append(
+                f"the design's {name} distance to known states is {rho:.3g}, beyond the reference's {limits[name]:.3g}"
+            )
+    own, new = best.about["objective"], verdict.designed
+    gain = abs(new.value - verdict.given.value)
+    error = (
+        float(new.members.std(ddof=1)) * (1 / members + 1 / len(new.members)) ** 0.5 if len(new.members) > 1 else 0.0
+    )
+    if abs(own - new.value) > 3 * error + 0.25 * gain:
+        found.append(
+            f"new members predict {new.value:.4g} where the optimised ones had {own:.4g}: it suits their noise; "
+            "raise members"
+        )
+    width = new.interval[1] - new.interval[0]
+    for mode, value in verdict.by_mode.items():
+        if len(new.members) > 1 and abs(value - new.value) > max(width, 0.5 * gain):
+            found.append(f"mode {mode!r} predicts {value:.4g} where the design's mode predicts {new.value:.4g}")
+    if len(new.members) > 1 and gain < 0.5 * width:
+        found.append(f"the gain of {gain:.3g} is within half the 90 % interval's width, {width:.3g}")
+    return found
+
+
+def assemble(
+    case: Case, u: Tensor, path: Sequence[Iterate], best: Iterate, verdict: Verdict, limits: Mapping[str, float],
+    options: Mapping[str, Any], doubts: Sequence[str],
+) -> xr.Dataset:  # fmt: skip
+    """The result, see `lapse.surrogate.design`."""
+    spec, model = case.model.spec, case.model
+    times = {"time": case.frames["time"]}
+    designed = to_dataset(u.detach(), spec, ("time",), times)
+    given = to_dataset(case.given, spec, ("time",), times)
+    out = designed.assign({f"{n}_given": given[n].assign_attrs(long_name=f"{n}, as given") for n in spec.names})
+    units = case.objective.units(spec) if isinstance(case.objective, Target) else None
+    about = {"long_name": label(case.objective)} | ({"units": units} if units else {})
+
+    def history(key: str) -> list[float]:
+        return [i.about[key] for i in path]
+
+    names = list(best.about["distances"])
+    first, v = path[0].about["distances"], verdict
+    data: dict[str, Any] = {
+        "objective": ("iteration", history("objective"), about | {"comment": "of the members optimised"}),
+        "penalty": ("iteration", history("penalty"), {"long_name": "for leaving known states, in objective's units"}),
+        "gradient_norm": ("iteration", [float(i.gradient.norm()) for i in path]),
+        "violation": ("iteration", history("violation"), {"long_name": "largest breach of constraints", "units": "1"}),
+        "evaluations": ("iteration", [i.evaluations for i in path], {"long_name": "rollouts so far"}),
+        "predicted": ("member", v.designed.members, about | {"comment": "new members"}),
+        "predicted_given": ("member", v.given.members, about | {"comment": "new members, from the given state"}),
+        "predicted_objective": ((), v.designed.value, about),
+        "predicted_objective_given": ((), v.given.value, about),
+        "interval": ("bound", list(v.designed.interval), about | {"comment": "one more member lies within, with 90 %"}),
+        "predicted_by_mode": ("mode", list(v.by_mode.values()), about),
+        "distance": (("measure", "state"), [[first[k], best.about["distances"][k]] for k in names], {"units": "1"}),
+        "distance_limit": ("measure", [limits[k] for k in names], {"units": "1", "long_name": "of reference states"}),
+    }  # fmt: skip
+    for name, value in (("achieved", v.achieved), ("achieved_given", v.achieved_given)):
+        if value is not None:
+            data[name] = ((), value, about | {"comment": f"by the solver, {case.law!r}"})
+    coords = {
+        "iteration": np.arange(len(path)), "member": np.arange(len(v.designed.members)), "bound": ["low", "high"],
+        "mode": list(v.by_mode), "measure": names, "state": ["given", "designed"],
+    }  # fmt: skip
+    out = out.assign_coords(coords).assign(data)
+    return out.assign_attrs(_attrs(case, options, doubts), title=f"initial condition designed with {model.name}")
+
+
+def _attrs(case: Case, options: Mapping[str, Any], doubts: Sequence[str]) -> dict[str, Any]:
+    """Provenance, as forecasts have it."""
+    model = case.model
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    line = f"{stamp}: lapse {__version__} design, model {model.name}, {options['sense']} {label(case.objective)}"
+    earlier = str(case.frames.attrs.get("history", ""))
+    digest = hashlib.sha256(spelling(case.init_time).encode())
+    digest.update(case.given.float().cpu().numpy().tobytes())
+    config = json.dumps(model.config, sort_keys=True, default=str).encode()
+    return {
+        "Conventions": "CF-1.11",
+        "source": f"lapse {__version__} model {model.name} sha256:{model.weights_hash}",
+        "history": f"{earlier}\n{line}" if earlier else line,
+        "lapse_seed": options["seed"],
+        "lapse_model": model.name,
+        "lapse_mode": case.mode,
+        "lapse_version": __version__,
+        "lapse_config_hash": hashlib.sha256(config).hexdigest(),
+        "lapse_input_fingerprint": digest.hexdigest(),
+        "lapse_design": json.dumps(dict(options), default=str),
+        "lapse_design_doubts": "\n".join(doubts),
+    }
