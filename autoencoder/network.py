@@ -133,16 +133,17 @@ class ConvolutionalAutoencoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Set the linear path to the leading principal components of the patches of ``x (N, C, *space)``.
+        """Set the linear path to the leading principal components of the patches of ``x (N, C, *space)``, rotated.
 
-        Latents then have unit variance over ``x``, but for the bound.
+        The rotation gives all channels the same variance, unity over ``x`` (but for the bound), and leaves the linear
+        path an isometry up to one factor: an error of the latents is as large as the error of the field that it makes.
         """
         patches = space_to_depth(self.grid.extend(x), self.grid.factor).movedim(1, -1).flatten(0, -2).double()
         covariance = patches.T @ patches / patches.shape[0]
         value, vector = torch.linalg.eigh(covariance)
         keep = self.latent_shape[0]
-        scale = value[-keep:].flip(0).clamp(min=1e-12).sqrt()
-        modes = vector[:, -keep:].flip(1)
+        modes = vector[:, -keep:] @ equalising_rotation(value[-keep:])
+        scale = value[-keep:].mean().clamp(min=1e-12).sqrt()
         shape = self.analysis.shape
         self.analysis.copy_((modes / scale).T.reshape(shape))
         self.synthesis.copy_((modes * scale).T.reshape(shape))
@@ -170,6 +171,28 @@ class ConvolutionalAutoencoder(nn.Module):
         """Numbers of a field over numbers of its latent."""
         channels = int(self.analysis.shape[1])
         return channels * int(prod(self.grid.space)) / int(prod(self.latent_shape))
+
+
+def equalising_rotation(variance: Tensor) -> Tensor:
+    """Rotation ``Q (n, n)`` for which Qᵀ diag(variance) Q has one value all along its diagonal, the mean.
+
+    Plane rotations, n − 1 of them, each of which brings one entry to the mean (Bendel & Mickey 1978,
+    doi:10.1080/03610917808812085).
+    """
+    n, mean = len(variance), float(variance.mean())
+    S, Q = torch.diag(variance), torch.eye(n, dtype=variance.dtype)
+    for _ in range(n - 1):
+        i, j = int(S.diagonal().argmax()), int(S.diagonal().argmin())
+        above, below, across = float(S[i, i]) - mean, float(S[j, j]) - mean, float(S[i, j])
+        if above <= 1e-12 * abs(mean) or below >= 0:
+            break
+        t = (-across - (across**2 - above * below) ** 0.5) / below
+        c = (1 + t * t) ** -0.5
+        turn = torch.tensor([[c, -c * t], [c * t, c]], dtype=variance.dtype)
+        Q[:, [i, j]] = Q[:, [i, j]] @ turn
+        S[:, [i, j]] = S[:, [i, j]] @ turn
+        S[[i, j]] = turn.T @ S[[i, j]]
+    return Q
 
 
 class PatchAutoencoder(nn.Module):

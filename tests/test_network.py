@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lapse.autoencoder.model import Autoencoder
-from lapse.autoencoder.network import ConvolutionalAutoencoder, PatchAutoencoder, saturate
+from lapse.autoencoder.network import ConvolutionalAutoencoder, PatchAutoencoder, equalising_rotation, saturate
 from lapse.datasets.normalise import Normaliser
 from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.grid import Grid
@@ -79,6 +79,21 @@ def test_the_start_is_patchwise_pca(space: tuple[int, ...], factor: int, keep: i
     latents = network.encode(small) / 1e-4
     variance = latents.movedim(1, -1).flatten(0, -2).square().mean(dim=0)
     torch.testing.assert_close(variance, torch.ones(keep, dtype=torch.float64), rtol=1e-5, atol=0)
+
+    # An error of the latents is as large as the error of the field that it makes, whatever its direction.
+    z, change = torch.zeros_like(latents), torch.randn_like(latents)
+    made = network.decode(z + change) - network.decode(z)
+    gain = made.square().sum(dim=tuple(range(1, made.ndim))) / change.square().sum(dim=tuple(range(1, change.ndim)))
+    torch.testing.assert_close(gain, torch.full_like(gain, values[:keep].mean()), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("variance", [[1.0], [4.0, 4.0, 4.0], [10.0, 1.0, 0.1, 1e-9], [0.0, 0.0]])
+def test_a_rotation_that_equalises_variances(variance: list[float]) -> None:
+    v = torch.tensor(variance, dtype=torch.float64)
+    Q = equalising_rotation(v)
+    torch.testing.assert_close(Q.T @ Q, torch.eye(len(v), dtype=torch.float64), rtol=0, atol=1e-14)
+    diagonal = (Q.T @ torch.diag(v) @ Q).diagonal()
+    torch.testing.assert_close(diagonal, v.mean().expand(len(v)), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("space", "factor", "patch"), [((16, 24), 4, 4), ((16, 24), 8, 2), ((32,), 4, 2)])
