@@ -51,19 +51,19 @@ DATA: dict[int, dict[str, Any]] = {
 # At 64² the field is resolved, so that a lapped linear code loses little and costs almost nothing (decisions/0006).
 CODES: dict[int, dict[str, int]] = {
     64: {"latent_channels": 8, "factor": 4, "patch": 4, "width": 64, "encoder_depth": 0, "decoder_depth": 0},
-    256: {"latent_channels": 16, "factor": 16, "patch": 8, "width": 64, "encoder_depth": 1, "decoder_depth": 1},
+    256: {"latent_channels": 32, "factor": 16, "patch": 8, "width": 64, "encoder_depth": 1, "decoder_depth": 1},
 }
 # Shares of the budget by stage. The networks of all contenders but the FNO are the same backbone.
-LATENT = {"autoencoder": 0.05}
+LATENT = {64: 0.05, 256: 0.15}  # the autoencoder's share; of the rest, the mean net takes two fifths where there is one
 CONTENDERS: dict[str, dict[str, Any]] = {
     "lapse-fast": {"autoencoder": "convolutional", "parts": ["mean", "fast"],
-                   "shares": {**LATENT, "mean": 0.40, "fast": 0.55}, "mode": "fast"},
+                   "shares": {"mean": 0.42, "fast": 0.58}, "mode": "fast"},
     "pixel-crps": {"autoencoder": "identity", "parts": ["fast"], "shares": {"fast": 1.0}, "mode": "fast"},
     "latent-diffusion-16": {"autoencoder": "convolutional", "parts": ["generator"],
-                            "shares": {**LATENT, "generator": 0.95}, "mode": "quality"},
+                            "shares": {"generator": 1.0}, "mode": "quality"},
     "pixel-mean": {"autoencoder": "identity", "parts": ["mean"], "shares": {"mean": 1.0}, "mode": "mean"},
     "lapse-quality": {"autoencoder": "convolutional", "parts": ["mean", "generator"],
-                      "shares": {**LATENT, "mean": 0.40, "generator": 0.55}, "mode": "quality"},
+                      "shares": {"mean": 0.42, "generator": 0.58}, "mode": "quality"},
     "pixel-diffusion-16": {"autoencoder": "identity", "parts": ["generator"], "shares": {"generator": 1.0},
                            "mode": "quality"},
     "fno": {},
@@ -100,6 +100,15 @@ def settings(size: int, data_path: Path, name: str) -> list[str]:
     return out
 
 
+def budget(name: str, size: int) -> dict[str, float]:
+    """Shares of the budget by stage, in the order of training."""
+    shares: dict[str, float] = CONTENDERS[name]["shares"]
+    if CONTENDERS[name]["autoencoder"] == "identity":
+        return shares
+    own = LATENT.get(size, LATENT[64])
+    return {"autoencoder": own, **{stage: (1 - own) * share for stage, share in shares.items()}}
+
+
 def train_emulator(
     name: str, size: int, seed: int, minutes: float, data_path: Path, folder: Path
 ) -> tuple[Emulator, FieldData]:
@@ -108,7 +117,7 @@ def train_emulator(
     torch.manual_seed(seed)
     data = field_data(config)
     emulator = new_emulator(config, data)
-    for index, (stage, share) in enumerate(CONTENDERS[name]["shares"].items()):
+    for index, (stage, share) in enumerate(budget(name, size).items()):
         options = {**config["training"][stage], "steps": 10**7, "cpu_minutes": share * minutes}
         # What contenders have in common is trained once and charged to each.
         shared = (
