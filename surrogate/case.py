@@ -168,7 +168,7 @@ class Case:
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Order statistics of M members between which one more lies with 90 %, as far as M allows (19 and more do)."""
-    if not np.isfinite(values).all():
+    if len(values) < 2 or not np.isfinite(values).all():
         return float("nan"), float("nan")
     low, high = np.quantile(values, (0.05, 0.95), method="weibull")
     return float(low), float(high)

@@ -56,8 +56,8 @@ class Control(ABC):
         """The feasible point that x stands for; None where there is none."""
 
     @abstractmethod
-    def blocked(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Coordinates on a bound that a step downhill would leave."""
+    def tangent(self, x: Tensor, d: Tensor) -> Tensor:
+        """A direction ``d`` at the feasible ``x`` without what would leave the bounds."""
 
 
 class FieldControl(Control):
@@ -76,8 +76,8 @@ class FieldControl(Control):
         except Infeasible:
             return None
 
-    def blocked(self, x: Tensor, gradient: Tensor) -> Tensor:
-        return self.feasible.blocked(self.given + self.scale * x, gradient)
+    def tangent(self, x: Tensor, d: Tensor) -> Tensor:
+        return self.feasible.tangent(self.given + self.scale * x, d)
 
 
 class LatentControl(Control):
@@ -106,8 +106,8 @@ class LatentControl(Control):
             return None
         return z
 
-    def blocked(self, x: Tensor, gradient: Tensor) -> Tensor:
-        return ((x <= self.lower) & (gradient > 0)) | ((x >= self.upper) & (gradient < 0))
+    def tangent(self, x: Tensor, d: Tensor) -> Tensor:
+        return d.masked_fill(((x <= self.lower) & (d < 0)) | ((x >= self.upper) & (d > 0)), 0.0)
 
 
 CONTROLS: dict[str, type[Control]] = {"initial_condition": FieldControl, "latent": LatentControl}

@@ -3,8 +3,8 @@
     x ← R(x + t d),      d = −H g  (L-BFGS)   or   −m̂/(√v̂ + ε)  (Adam)
 
 R takes a point to the feasible set and leaves feasible points alone. L-BFGS is Nocedal & Wright 2006, algorithm 7.4,
-with the projected step of Kim, Sra & Dhillon 2010 (doi:10.1137/08073812X): coordinates that lie on a bound and would
-leave it are left out of gradient and direction, and the line search follows the projected path until the value has
+with the projected step of Kim, Sra & Dhillon 2010 (doi:10.1137/08073812X): what would leave the set at a bound that is
+reached is taken out of gradient and direction, and the line search follows the path R(x + t d) until the value has
 fallen by 10⁻⁴ of what the gradient promises for the displacement that is left (Armijo, with quadratic interpolation).
 Pairs without positive curvature are not remembered. Adam is Kingma & Ba 2015 (arXiv:1412.6980); it may go uphill.
 
@@ -13,6 +13,7 @@ The function gives its value at once and its gradient on demand, so that a trial
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Evaluation:
 
 @dataclass
 class Iterate:
-    """A feasible point: its value, the gradient without what the bounds block, and the evaluations so far."""
+    """A feasible point: its value, the gradient without what the bounds take out, and the evaluations so far."""
 
     x: Tensor
     value: float
@@ -48,12 +49,12 @@ class Iterate:
 Function = Callable[[Tensor], Evaluation]
 Retraction = Callable[[Tensor], Tensor | None]
 """To the feasible set; None where there is no feasible point near."""
-Blocked = Callable[[Tensor, Tensor], Tensor]
-"""From a feasible point and its gradient to the coordinates that a step downhill would take out of their bounds."""
+Tangent = Callable[[Tensor, Tensor], Tensor]
+"""From a feasible point and a direction to the part of the direction that does not leave the set."""
 
 
 def lbfgs(
-    function: Function, x: Tensor, retract: Retraction, blocked: Blocked, iterations: int, step: float
+    function: Function, x: Tensor, retract: Retraction, tangent: Tangent, iterations: int, step: float
 ) -> Iterator[Iterate]:
     """Yield the start and every accepted point, each lower than the one before; ends early where none can be found.
 
@@ -63,69 +64,59 @@ def lbfgs(
     """
     here, count = function(x), 1
     gradient = here.gradient()
-    free = ~blocked(x, gradient)
-    yield Iterate(x, here.value, gradient * free, here.about, count)
+    reduced = -tangent(x, -gradient)
+    yield Iterate(x, here.value, reduced, here.about, count)
     pairs: list[tuple[Tensor, Tensor]] = []
     for _ in range(iterations):
-        steepest = not pairs
-        d = -_inverse_hessian(gradient * free, pairs) * free
-        if float((d * gradient).sum()) >= 0:  # no descent among the free coordinates: forget what was learnt
-            pairs, steepest = [], True
-            d = -gradient * free
-        rms = float(d.square().mean().sqrt())
-        if not rms > 0:
-            return
-        size = step / rms if steepest else min(1.0, 5 * step / rms)
-        found, used = _line_search(function, retract, x, here.value, gradient, d, size)
-        count += used
-        if found is None and not steepest:
-            pairs = []
-            d = -gradient * free
+        found = None
+        while found is None:
+            d = tangent(x, -_inverse_hessian(reduced, pairs))
             rms = float(d.square().mean().sqrt())
-            found, used = _line_search(function, retract, x, here.value, gradient, d, step / rms)
-            count += used
-        if found is None:
-            return
+            if rms > 0 and float((d * gradient).sum()) < 0:
+                size = min(1.0, 5 * step / rms) if pairs else step / rms
+                found, used = _line_search(function, retract, x, here.value, gradient, d, size)
+                count += used
+            if found is None and not pairs:  # not even along the gradient
+                return
+            if found is None:  # what was learnt misleads: forget it
+                pairs = []
         moved, here = found
         after = here.gradient()
         s, y = moved - x, after - gradient
         if float((s * y).sum()) > 1e-10 * float(s.norm() * y.norm()):
             pairs = [*pairs, (s, y)][-MEMORY:]
         x, gradient = moved, after
-        free = ~blocked(x, gradient)
-        yield Iterate(x, here.value, gradient * free, here.about, count)
+        reduced = -tangent(x, -gradient)
+        yield Iterate(x, here.value, reduced, here.about, count)
 
 
 def adam(
-    function: Function, x: Tensor, retract: Retraction, blocked: Blocked, iterations: int, step: float
+    function: Function, x: Tensor, retract: Retraction, tangent: Tangent, iterations: int, step: float
 ) -> Iterator[Iterate]:
     """Yield the start and every point after it, not always lower; ``step`` is the learning rate.
 
     A step to where there is no finite value is halved, up to eight times; then the iteration ends.
     """
     here, count = function(x), 1
-    gradient = here.gradient()
+    reduced = -tangent(x, -here.gradient())
     m, v = torch.zeros_like(x), torch.zeros_like(x)
-    free = ~blocked(x, gradient)
-    yield Iterate(x, here.value, gradient * free, here.about, count)
+    yield Iterate(x, here.value, reduced, here.about, count)
     for k in range(1, iterations + 1):
-        g = gradient * free
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g.square()
-        d = -(m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-12) * free
+        m, v = 0.9 * m + 0.1 * reduced, 0.999 * v + 0.001 * reduced.square()
+        d = tangent(x, -(m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-12))
         size = step
         for _ in range(_TRIALS):
             moved = retract(x + size * d)
             trial = None if moved is None else function(moved)
             count += trial is not None
-            if moved is not None and trial is not None and _finite(trial.value):
+            if moved is not None and trial is not None and isfinite(trial.value):
                 break
             size /= 2
         else:
             return
         x, here = moved, trial
-        gradient = here.gradient()
-        free = ~blocked(x, gradient)
-        yield Iterate(x, here.value, gradient * free, here.about, count)
+        reduced = -tangent(x, -here.gradient())
+        yield Iterate(x, here.value, reduced, here.about, count)
 
 
 METHODS = {"lbfgs": lbfgs, "adam": adam}
@@ -159,13 +150,9 @@ def _line_search(
             if slope < 0:
                 trial = function(moved)
                 used += 1
-                if _finite(trial.value) and trial.value <= value + _ARMIJO * slope:
+                if isfinite(trial.value) and trial.value <= value + _ARMIJO * slope:
                     return (moved, trial), used
-                if _finite(trial.value):  # the least value of the parabola through what is known
+                if isfinite(trial.value):  # the least value of the parabola through what is known
                     shrink = min(max(-slope / (2 * (trial.value - value - slope)), 0.1), 0.5)
         size *= shrink
     return None, used
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

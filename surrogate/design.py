@@ -10,8 +10,9 @@ from other members, with the decoder's error drawn too, as `forecast` would give
 the surrogate shows in distances to known states beyond those of data, in modes that disagree, and in new members that
 do worse; sooner or later every optimiser finds such errors, and ``verify="solver"`` tells.
 
-The interval rests on no more than that the truth is one more member: with M of them, the (M + 1)·5 % and 95 % order
-statistics enclose it with 90 %.
+If the truth were one more of a mode's M members, it would lie between their (M + 1)·5 % and 95 % order statistics with
+90 %. The modes are different networks, and an optimiser exploits the errors of one of them: the interval that is
+reported reaches from the least to the greatest end of all modes' intervals.
 """
 
 import math
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from ..datasets.problem import Problem, SpecError
 from .bounds import Bounds
-from .case import Case, references
+from .case import Case, Prediction, references
 from .control import CONTROLS, Control
 from .descent import METHODS, Evaluation, Iterate
 from .designed import Verdict, assemble, suspicions
@@ -44,7 +45,6 @@ _REFERENCES = 16  # states that tell what is usual
 _STILL = 1e-5  # of the first gradient's norm: a stationary point
 _PROBE = 0.1  # standard deviations: the perturbation whose gain sets the scale of the penalty
 _FEWEST = 19  # members for a 90 % interval between order statistics
-_SLOW = 8  # members at most of the modes that are only compared
 
 
 class DesignWarning(UserWarning):
@@ -104,7 +104,8 @@ def design(
         reference: states that tell what is usual, best those that the model was not trained on; default: ``ds``, of
             which 16 are taken.
         predicted: new members, those of ``seed + 1``, that give the prediction and its interval; 19 or more.
-        compare: modes whose predictions are set against the design's; default: all that the model has.
+        compare: modes whose predictions are set against the design's and widen its interval; default: all that the
+            model has. The quality mode takes 19 members, and longer than all others together.
         checkpoint: keep only latents of a rollout and compute the rest again: a quarter of the time for a memory that
             hardly grows with ``steps``.
         verify: "solver" runs the equation that the model's spec names from the designed field.
@@ -113,7 +114,7 @@ def design(
         Dataset that `forecast` takes as it is: the designed variables over ``(time, *space)``, and the given ones as
         ``NAME_given``; over ``iteration`` the ``objective``, ``penalty``, ``gradient_norm``, ``violation`` and
         ``evaluations``; over ``member`` the ``predicted`` objective and that of the given state, ``predicted_given``;
-        ``interval``, ``predicted_objective`` (members averaged, or as the risk says), ``predicted_by_mode``; the
+        ``interval``, ``predicted_objective`` (members averaged, or as the risk says), and both by ``mode``; the
         ``distance`` to known states with its ``distance_limit``; with ``verify`` what the solver ``achieved``, and from
         the given state ``achieved_given``.
 
@@ -196,8 +197,8 @@ class _Search:
         name = f"objective {label(self.case.objective)!r}"
         if not bool(torch.isfinite(value)):
             raise ValueError(
-                f"{name}: found {float(value)} for the given state, wanted a finite number. Usual fix: look at "
-                "model.forecast(ds, steps), and for a division or logarithm in the objective"
+                f"{name}: found {float(value.detach())} for the given state, wanted a finite number. Usual fix: look "
+                "at model.forecast(ds, steps), and for a division or logarithm in the objective"
             )
         (g,) = torch.autograd.grad(value, at, retain_graph=True)
         norm = float(g.norm())
@@ -215,7 +216,7 @@ class _Search:
             self.control.fields(self.control.start)  # says which constraint and why
         assert start is not None
         path: list[Iterate] = []
-        steps = METHODS[method](self.evaluate, start, self.control.retract, self.control.blocked, iterations, step)
+        steps = METHODS[method](self.evaluate, start, self.control.retract, self.control.tangent, iterations, step)
         with tqdm(total=iterations, disable=not progress, desc="design", unit="step") as bar:
             for iterate in steps:
                 path.append(iterate)
@@ -234,13 +235,11 @@ def conserved(model: "Model") -> list[str]:
 
 def _judge(case: Case, u: Tensor, members: int, seed: int, modes: Sequence[Mode]) -> Verdict:
     """Predictions by members that took no part in the search."""
-    designed = case.predict(u, members, seed, case.mode)
-    given = case.predict(case.given, members, seed, case.mode)
-    by_mode: dict[str, float] = {case.mode: designed.value}
+    by_mode: dict[str, Prediction] = {case.mode: case.predict(u, members, seed, case.mode)}
     for mode in modes:
-        if mode != case.mode:
-            by_mode[mode] = case.predict(u, min(members, _SLOW), seed, mode).value
-    return Verdict(designed, given, by_mode)
+        if mode not in by_mode:
+            by_mode[mode] = case.predict(u, members if mode == "fast" else _FEWEST, seed, mode)
+    return Verdict(by_mode, case.predict(case.given, members, seed, case.mode))
 
 
 def _check_options(

@@ -23,13 +23,24 @@ __all__ = ["Verdict", "assemble", "suspicions"]
 
 @dataclass
 class Verdict:
-    """What forecasts and the solver say of the designed state and of the given one."""
+    """What forecasts, by mode and the design's own first, and the solver say of the designed and the given state."""
 
-    designed: Prediction
+    by_mode: dict[str, Prediction]
     given: Prediction
-    by_mode: dict[str, float]
     achieved: float | None = None
     achieved_given: float | None = None
+
+    @property
+    def designed(self) -> Prediction:
+        """By the mode that was optimised."""
+        return next(iter(self.by_mode.values()))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """From the least to the greatest end of the intervals of all modes that have one."""
+        ends = np.array([p.interval for p in self.by_mode.values()])
+        known = ends[np.isfinite(ends).all(axis=1)]
+        return (float(known.min()), float(known.max())) if len(known) else (float("nan"), float("nan"))
 
 
 def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], members: int) -> list[str]:
@@ -51,9 +62,9 @@ def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], mem
             "raise members"
         )
     width = new.interval[1] - new.interval[0]
-    for mode, value in verdict.by_mode.items():
-        if len(new.members) > 1 and abs(value - new.value) > max(width, 0.5 * gain):
-            found.append(f"mode {mode!r} predicts {value:.4g} where the design's mode predicts {new.value:.4g}")
+    for mode, other in verdict.by_mode.items():
+        if abs(other.value - new.value) > max(width if np.isfinite(width) else 0.0, 0.25 * gain):
+            found.append(f"mode {mode!r} predicts {other.value:.4g} where the design's mode predicts {new.value:.4g}")
     if len(new.members) > 1 and gain < 0.5 * width:
         found.append(f"the gain of {gain:.3g} is within half the 90 % interval's width, {width:.3g}")
     return found
@@ -87,8 +98,9 @@ def assemble(
         "predicted_given": ("member", v.given.members, about | {"comment": "new members, from the given state"}),
         "predicted_objective": ((), v.designed.value, about),
         "predicted_objective_given": ((), v.given.value, about),
-        "interval": ("bound", list(v.designed.interval), about | {"comment": "one more member lies within, with 90 %"}),
-        "predicted_by_mode": ("mode", list(v.by_mode.values()), about),
+        "interval": ("bound", list(v.interval), about | {"comment": "90 %, from the least to the greatest end"}),
+        "predicted_by_mode": ("mode", [p.value for p in v.by_mode.values()], about),
+        "interval_by_mode": (("mode", "bound"), [p.interval for p in v.by_mode.values()], about),
         "distance": (("measure", "state"), [[first[k], best.about["distances"][k]] for k in names], {"units": "1"}),
         "distance_limit": ("measure", [limits[k] for k in names], {"units": "1", "long_name": "of reference states"}),
     }  # fmt: skip

@@ -121,11 +121,24 @@ class Feasible:
         away = (u.double() - self.given[h]) / self.scale.reshape(-1, *(1,) * (u.ndim - 1))
         return ((self.weights * away.square()).sum() / self.weights.sum()).sqrt()
 
-    def blocked(self, u: Tensor, gradient: Tensor) -> Tensor:
-        """Where ``u`` lies on a bound and a step against ``gradient`` would leave it, bool."""
+    def tangent(self, u: Tensor, d: Tensor) -> Tensor:
+        """A direction ``d``, in standard deviations, at the feasible ``u`` without what would leave bounds or radius.
+
+        What would change a held mean or energy is no part of a gradient that came through the map, and stays.
+        """
         touch = _TOUCH * self.scale.reshape(-1, *(1,) * (u.ndim - 2))
         low, high = u <= self.lower + touch, u >= self.upper - touch
-        return (low & (gradient > 0)) | (high & (gradient < 0)) | ~self.mask
+        d = d.masked_fill((low & (d < 0)) | (high & (d > 0)) | ~self.mask, 0.0)
+        if self.radius is None:
+            return d
+        x = (u.double() - self.given) / self.scale.reshape(-1, *(1,) * (u.ndim - 2))
+        out = []
+        for h, along in enumerate(d.double()):
+            n = self.weights * x[h]  # the outward normal of the ball
+            outward = (n * along).sum() / n.square().sum().clamp(min=1e-300)
+            on_it = bool(self.distance(u[h], h) >= self.radius * (1 - _TOUCH))
+            out.append(along - n * outward.clamp(min=0) if on_it else along)
+        return torch.stack(out).to(d.dtype)
 
     def _frame(self, v: Tensor, h: int) -> Tensor:
         if self.quantity is not None:

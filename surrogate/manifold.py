@@ -23,6 +23,7 @@ SLACK = 1.1
 """Times the greatest value over the reference states is the limit."""
 FEW = 8
 """Below so many reference states their latents do not tell a range."""
+_FLOOR = 1e-6  # of a reconstruction distance, whose root has no derivative at nought
 _TIMES = (0.25, 0.5, 0.75)
 _MEMBERS = 4  # whose first frames the denoiser looks at
 
@@ -70,7 +71,8 @@ class Manifold:
         kept = self.emulator.decode(state, phase)[0]
         mask, std = autoencoder.normaliser.mask, autoencoder.normaliser.std
         away = (u[-1] - kept) / std.reshape(-1, *(1,) * (kept.ndim - 1))
-        out = {"reconstruction": (torch.where(mask, away, 0.0).square().sum() / mask.sum()).sqrt()}
+        lost = torch.where(mask, away, 0.0).square().sum() / mask.sum()
+        out = {"reconstruction": (lost + _FLOOR**2).sqrt()}
         zeta = (state.z[0] - self.mean) / self.std
         out["latent"] = zeta.square().square().square().mean() ** 0.125
         if self.asks and first is not None:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..datasets.fields import to_tensor
 from ..datasets.problem import Problem, SpecError
@@ -124,6 +123,26 @@ class ForecastView:
         return self.spec.names.index(name)
 
 
+class _Checkpoint(torch.autograd.Function):
+    """``function(*inputs)``, of which the inputs alone are kept: it runs again on the way back.
+
+    The one of `torch.utils.checkpoint` loads torch's compiler, which takes seconds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        inputs = [x.detach().requires_grad_(True) for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = ctx.function(*inputs)
+        return None, *torch.autograd.grad(out, inputs, gradients[0], allow_unused=True)
+
+
 class _Rollout:
     """Latents of a forecast frame by frame, as far as they have been asked for."""
 
@@ -172,7 +191,7 @@ class _Rollout:
     def _run(self, function: Callable[[Tensor, Tensor], Tensor], z: Tensor, carried: Tensor) -> Tensor:
         if not (self.checkpointed and torch.is_grad_enabled()):
             return function(z, carried)
-        out: Tensor = checkpoint(function, z, carried, use_reentrant=False, preserve_rng_state=False)
+        out: Tensor = _Checkpoint.apply(function, z, carried)  # type: ignore[no-untyped-call]
         return out
 
     def _phase(self, k: int) -> Tensor | None:

@@ -24,8 +24,8 @@ def differentiable(function, counter=None):
     return evaluate
 
 
-def free(x: Tensor, g: Tensor) -> Tensor:
-    return torch.zeros_like(x, dtype=torch.bool)
+def free(x: Tensor, d: Tensor) -> Tensor:
+    return d
 
 
 def rosenbrock(x: Tensor) -> Tensor:
@@ -51,12 +51,12 @@ def test_lbfgs_solves_a_quadratic_problem_with_bounds() -> None:
     A = q @ torch.diag(torch.logspace(0, 2, n, dtype=torch.float64)) @ q.T
     b = 20 * torch.randn(n, generator=random, dtype=torch.float64)
 
-    def blocked(x: Tensor, g: Tensor) -> Tensor:
-        return ((x <= -1) & (g > 0)) | ((x >= 1) & (g < 0))
+    def tangent(x: Tensor, d: Tensor) -> Tensor:
+        return d.masked_fill(((x <= -1) & (d < 0)) | ((x >= 1) & (d > 0)), 0.0)
 
     function = differentiable(lambda x: 0.5 * x @ A @ x - b @ x)
     start = torch.zeros(n, dtype=torch.float64)
-    path = list(lbfgs(function, start, lambda x: x.clamp(-1, 1), blocked, 300, 0.1))
+    path = list(lbfgs(function, start, lambda x: x.clamp(-1, 1), tangent, 300, 0.1))
     x = path[-1].x
     g = A @ x - b
     inside = (x > -1) & (x < 1)

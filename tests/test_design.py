@@ -1,0 +1,389 @@
+"""Inverse design against models whose best initial condition is known, and what is promised of every design."""
+
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor
+
+from lapse import FieldSpec, SpecError, objectives
+from lapse.datasets.fields import space_coordinates
+from lapse.datasets.spec import Variable
+from lapse.physics.equation import equation
+from lapse.physics.grid import Grid
+from lapse.surrogate.case import Case, interval, references
+from lapse.surrogate.control import CONTROLS
+from lapse.surrogate.design import DesignWarning, _Search
+from lapse.surrogate.emulator import Emulator
+from lapse.surrogate.feasible import Feasible
+from lapse.surrogate.manifold import Manifold
+from lapse.surrogate.model import Model
+from lapse.surrogate.package import build
+from lapse.surrogate.targets import Target
+from lapse.surrogate.view import ForecastView, rolled, viewed
+
+STD = 2.0
+
+
+class Shift(Emulator):
+    """A law with a known answer: the field moves by four cells along x a frame; "fast" adds a number to all."""
+
+    def predict_mean(self, state, context, condition):
+        return torch.roll(state.z[:, -1], 1, dims=-1)
+
+    def predict_fast(self, state, context, condition, noise):
+        return self.predict_mean(state, context, condition) + 0.1 * noise[:, -1].reshape(-1, 1, 1, 1)
+
+
+def shift_model() -> Model:
+    """`Shift` on 16 x 16 cells in pixel space (patches of 4), in float64."""
+    variable = Variable("vorticity", "s-1", minimum=-8.0, maximum=8.0, mean=0.0, std=STD)
+    spec = FieldSpec((variable,), Grid.periodic_box(16, 16.0), 1.0, "s")
+    config = {
+        "name": "shift", "normaliser": {},
+        "autoencoder": {"network": "identity", "heads": []},
+        "emulator": {"width": 4, "depth": 1, "parts": ["mean", "fast"], "noise_maps": 1, "noise_vector": 1},
+    }  # fmt: skip
+    emulator = build(spec, config)
+    emulator.__class__ = Shift
+    return Model(emulator.double().eval(), "shift", config)
+
+
+def states(spec: FieldSpec, count: int = 12, seed: int = 0) -> xr.Dataset:
+    """Smooth random frames."""
+    rng = np.random.default_rng(seed)
+    y, x = np.meshgrid(*(np.arange(n) * 2 * np.pi / n for n in spec.grid.shape), indexing="ij")
+    waves = [np.sin(a * x + b * y + 2 * np.pi * rng.random()) for a in range(3) for b in range(3)]
+    fields = np.tensordot(rng.standard_normal((count, 9)), waves, 1)
+    fields -= fields.mean(axis=(1, 2), keepdims=True)
+    data = {"vorticity": (("time", "y", "x"), fields.astype("float32"), {"units": "s-1"})}
+    times = {"time": ("time", spec.interval * np.arange(count), {"units": "s"})}
+    return xr.Dataset(data, {**times, **space_coordinates(spec)}, {"history": "made for a test"})
+
+
+@pytest.fixture(scope="module")
+def shift() -> Model:
+    return shift_model()
+
+
+QUIET: dict[str, Any] = {"progress": False, "prior": 0.0, "compare": ()}
+BOX = {"x": slice(6.0, 9.0), "y": slice(4.0, 5.0)}
+
+
+def sensitivity(lead: int) -> np.ndarray:
+    """d(mean over BOX at a lead)/d(initial cell) under `Shift`: the box, moved back."""
+    weights = np.zeros((16, 16))
+    weights[4:6, 6:10] = 1 / 8
+    return np.roll(weights, -4 * lead, axis=1)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_the_best_perturbation_of_a_given_size(shift: Model, method: str) -> None:
+    """J = ⟨s, u⟩ on the ball of radius r about u₀ among fields of equal mean: u₀ + r σ √N ŝ with ŝ the unit s − ⟨s⟩."""
+    ds = states(shift.spec)
+    target = objectives.region_mean("vorticity", lead=3, **BOX)
+    out = shift.design(
+        ds, target, 3, sense="maximise", mode="mean", radius=0.5, constraints=("mean",), bounds={}, method=method,
+        iterations=60 if method == "adam" else 30, step=0.05 if method == "adam" else 0.1, **QUIET,
+    )  # fmt: skip
+    s = sensitivity(3)
+    s = (s - s.mean()) / np.linalg.norm(s - s.mean())
+    given = ds["vorticity"].values[-1]
+    best = given + 0.5 * STD * 16 * s
+    wanted = (sensitivity(3) * best).sum()
+    found = out["vorticity"].values[0]
+    assert float(out["predicted_objective"]) == pytest.approx(wanted, rel=1e-4 if method == "lbfgs" else 2e-2)
+    np.testing.assert_allclose(found, best, atol=0.02 if method == "lbfgs" else 1.0)
+    assert float(out["violation"].max()) < 1e-6
+    assert abs(found.astype(float).mean() - given.mean()) < 1e-6
+    assert np.sqrt(((found - given) ** 2).mean()) / STD < 0.5 + 1e-6
+
+
+def test_bounds_that_bind_everywhere(shift: Model) -> None:
+    """Without a held mean a linear objective is best on its bounds; cells that do not matter stay as they were."""
+    ds = states(shift.spec)
+    target = objectives.region_mean("vorticity", lead=2, **BOX)
+    bounds = {"vorticity": (-5.0, 4.0)}
+    out = shift.design(
+        ds, target, 2, sense="minimise", mode="mean", constraints=(), bounds=bounds, iterations=40, step=1.0, **QUIET
+    )
+    matters = sensitivity(2) > 0
+    found = out["vorticity"].values[0]
+    np.testing.assert_allclose(found[matters], -5.0, atol=1e-5)
+    np.testing.assert_allclose(found[~matters], ds["vorticity"].values[-1][~matters], atol=1e-5)
+    assert float(out["predicted_objective"]) == pytest.approx(-5.0, abs=1e-5)
+
+
+def test_a_target_pattern_is_found_where_it_came_from(shift: Model) -> None:
+    ds = states(shift.spec, 4)  # too few to tell a range of latents, which would bound them
+    truth = states(shift.spec, seed=5)["vorticity"].isel(time=0, drop=True)
+    arrived = truth.copy(data=np.roll(truth.values, 8, axis=1)).to_dataset(name="vorticity")
+    out = shift.design(
+        ds,
+        objectives.similarity(arrived, lead=2),
+        2,
+        sense="maximise",
+        over="latent",
+        mode="mean",
+        iterations=80,
+        **QUIET,
+    )
+    np.testing.assert_allclose(out["vorticity"].values[0], truth.values, atol=0.05)
+    assert float(out["predicted_objective"]) > 0.999
+    assert bool((np.diff(out["objective"]) > 0).all()), "no step of L-BFGS goes back"
+
+
+def test_members_share_their_noise_and_the_prediction_does_not(shift: Model) -> None:
+    """Under `Shift` a member's objective at lead k is the mean one plus 0.1 (ε₁ + … + ε_k), whatever the state."""
+    ds = states(shift.spec)
+    target = objectives.region_mean("vorticity", lead=4, **BOX)
+    options = dict(sense="maximise", mode="fast", members=3, radius=0.2, bounds={}, iterations=3, **QUIET)
+    a = shift.design(ds, target, 4, predicted=400, **options)
+    b = shift.design(ds, target, 4, predicted=400, **options)
+    for name in ("vorticity", "objective", "predicted"):
+        np.testing.assert_array_equal(a[name], b[name])
+    other = shift.design(ds, target, 4, seed=1, **options)
+    assert abs(float(other["objective"][0] - a["objective"][0])) > 1e-3
+    noise = a["predicted"] - float((sensitivity(4) * a["vorticity"].values[0]).sum())
+    assert float(noise.std()) == pytest.approx(0.2, rel=0.15)
+    np.testing.assert_allclose(
+        a["predicted"] - a["predicted_given"], float(a["predicted"][0] - a["predicted_given"][0])
+    )
+    low, high = a["interval"].values
+    inside = (a["predicted"] >= low) & (a["predicted"] <= high)
+    assert float(inside.mean()) == pytest.approx(0.9, abs=0.01)
+
+
+def test_an_interval_holds_one_more_member_with_ninety_per_cent() -> None:
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(2000):
+        values = rng.gumbel(size=20)
+        low, high = interval(values[:19])
+        hits.append(low <= values[19] <= high)
+    assert np.mean(hits) == pytest.approx(0.9, abs=0.02)
+
+
+def test_risk_over_members_takes_the_bad_tail(shift: Model) -> None:
+    ds = states(shift.spec)
+    target = objectives.region_mean("vorticity", lead=2, **BOX)
+    options = dict(sense="maximise", mode="fast", members=10, radius=0.2, bounds={}, iterations=2, **QUIET)
+    mean = shift.design(ds, target, 2, **options)
+    careful = shift.design(ds, objectives.cvar(target, 0.9, tail="lower"), 2, **options)
+    assert float(careful["objective"][-1]) < float(mean["objective"][-1])
+    np.testing.assert_allclose(careful["predicted"], mean["predicted"], atol=1e-5)  # each member for itself
+    worst = np.sort(careful["predicted"].values)[:4]  # 3.2 of 32
+    assert float(careful["predicted_objective"]) == pytest.approx((worst[:3].sum() + 0.2 * worst[3]) / 3.2, abs=1e-6)
+
+
+# a model with networks
+
+
+def with_statistics(make_model: Callable[..., Model]) -> Model:
+    variable = Variable("vorticity", "s-1", minimum=-6.0, maximum=6.0, mean=0.0, std=STD)
+    parameters = {"viscosity": 0.02}
+    return make_model(variables=(variable,), parameters=parameters)
+
+
+@pytest.fixture(scope="module")
+def tiny(make_model: Callable[..., Model]) -> Model:
+    return with_statistics(make_model)
+
+
+@pytest.mark.parametrize(("over", "mode"), [("initial_condition", "fast"), ("latent", "fast"), ("latent", "quality")])
+def test_gradient_of_what_is_minimised_matches_differences(tiny: Model, over: str, mode: str) -> None:
+    """Objective and penalty through constraints, rollout and decoder, in float64, with checkpoints."""
+    model = copy.copy(tiny)
+    model.emulator = copy.deepcopy(tiny.emulator).double()
+    ds = states(model.spec)
+    target = objectives.extreme("vorticity", lead=[2, 3], softness=0.5) + objectives.region_mean("vorticity", lead=3)
+    case = Case(model, ds, target, 3, "last", mode)
+    feasible = Feasible(model.spec, case.given, {"vorticity": (-3.5, 3.5)}, ("mean", "energy"), None, case.law)
+    manifold = Manifold(model.emulator, *references(model, ds, 4, case.given))
+    manifold.limits = {k: 0.5 * v for k, v in manifold.limits.items()}  # so that the penalty takes part
+    control = CONTROLS[over](model.emulator, feasible, manifold, case.given, case.context)
+    search = _Search(case, control, manifold, -1, 2, 0, 0.1, True)
+    x = control.retract(control.start)
+    assert x is not None
+    search.evaluate(x)
+    random = torch.Generator().manual_seed(1)
+    x = x + 0.05 * torch.randn(x.shape, generator=random, dtype=torch.float64)
+    here = search.evaluate(x)
+    assert here.about["penalty"] > 1e-3 * abs(here.about["objective"])
+    g = here.gradient()
+    for _ in range(3):
+        d, h = torch.randn(x.shape, generator=random, dtype=torch.float64), 1e-6
+        difference = (search.evaluate(x + h * d).value - search.evaluate(x - h * d).value) / (2 * h)
+        assert float((g * d).sum()) == pytest.approx(difference, rel=2e-5)
+
+
+def test_checkpoints_change_the_memory_and_nothing_else(tiny: Model) -> None:
+    emulator = tiny.emulator
+
+    def run(steps: int, checkpointed: bool) -> tuple[int, Tensor]:
+        held: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        u = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+        kept = {p.untyped_storage().data_ptr() for p in [*emulator.parameters(), *emulator.buffers()]}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            view, _ = rolled(emulator, u, steps, 4, "fast", checkpointed=checkpointed)
+            value = view.field("vorticity", steps).square().mean()
+        size = sum(n for p, n in held.items() if p not in kept)
+        return size, torch.autograd.grad(value, u)[0]
+
+    (short, _), (long, g), (all_of_it, h) = run(3, True), run(12, True), run(12, False)
+    torch.testing.assert_close(g, h)
+    per_frame = (long - short) / 9
+    assert per_frame * 5 < all_of_it / 12, "a frame must keep its latents and noise, and little else"
+
+
+def test_the_design_holds_its_promises(tiny: Model) -> None:
+    """Mean and energy exact, bounds obeyed, prediction = forecast of the returned field, labels, provenance."""
+    ds = states(tiny.spec)
+    target = objectives.region_mean("vorticity", lead=3, x=slice(1, 3), y=slice(2, 4))
+    out = tiny.design(
+        ds, target, 3, sense="maximise", constraints=("mean", "energy"), bounds={"vorticity": (-3.0, 3.5)},
+        iterations=6, members=3, seed=7, predicted=20, verify="solver", progress=False,
+    )  # fmt: skip
+    found, given = out["vorticity"], ds["vorticity"].isel(time=slice(-2, None))
+    assert found.dims == ("time", "y", "x") and found.attrs["units"] == "s-1"
+    xr.testing.assert_equal(out["vorticity_given"].drop_attrs(), given.drop_attrs())
+    assert float(found.min()) >= -3.0 - 1e-6 and float(found.max()) <= 3.5 + 1e-6
+    law = equation("kolmogorov", tiny.spec.grid, viscosity=0.02)
+    a, b = (law.invariants(torch.from_numpy(u.values[:, None].astype("float64"))) for u in (found, given))
+    assert float((a["energy"] / b["energy"] - 1).abs().max()) < 1e-6
+    assert float((a["mean_vorticity"] - b["mean_vorticity"]).abs().max()) / STD < 1e-6
+    assert float(out["violation"].max()) < 1e-6
+    assert float(out["objective"][-1]) > float(out["objective"][0])
+
+    fc = tiny.forecast(out, 3, 20, seed=8, progress=False)
+    np.testing.assert_allclose(target(viewed(fc, tiny.spec)), out["predicted"], atol=1e-4)
+    assert float(out["predicted_objective"]) == pytest.approx(float(out["predicted"].mean()), abs=1e-6)
+    assert set(out["mode"].values) == {"fast", "quality", "mean"}
+
+    u = torch.from_numpy(found.values[-1:, None].astype("float64"))
+    for _ in range(3):
+        u = law.advance(u, 0.2)
+    cells = found.copy(data=np.broadcast_to(u[:, 0].numpy(), found.shape)).sel(x=slice(1, 3), y=slice(2, 4))
+    assert float(out["achieved"]) == pytest.approx(float(cells.isel(time=0).mean()), rel=1e-5)
+
+    assert out["predicted"].attrs["units"] == "s-1" and "mean of vorticity" in out["predicted"].attrs["long_name"]
+    wanted = {"Conventions", "title", "source", "history", "lapse_seed", "lapse_model", "lapse_version"}
+    assert wanted | {"lapse_config_hash", "lapse_input_fingerprint"} <= set(out.attrs)
+    assert out.attrs["history"].startswith("made for a test\n")
+    assert (
+        out.attrs["lapse_input_fingerprint"] == tiny.forecast(ds, 1, 1, progress=False).attrs["lapse_input_fingerprint"]
+    )
+    assert json.loads(out.attrs["lapse_design"])["sense"] == "maximise"
+    assert json.loads(json.dumps(out.to_dict()["attrs"])) == out.attrs
+
+
+def test_files_and_the_accessor(tiny: Model, tmp_path) -> None:
+    ds = states(tiny.spec)
+    target = objectives.extreme("vorticity", lead=2)
+    options: dict[str, Any] = {"sense": "minimise", "iterations": 1, "members": 2, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DesignWarning)
+        a, b = tiny.design(ds, target, 2, **options), ds.lapse.design(tiny, target, 2, **options)
+    np.testing.assert_array_equal(a["vorticity"], b["vorticity"])
+    a.to_netcdf(tmp_path / "design.nc")
+    with xr.open_dataset(tmp_path / "design.nc") as back:
+        xr.testing.assert_allclose(back.load(), a)
+
+
+def test_a_design_that_leaves_known_states_is_pulled_back_and_told(tiny: Model) -> None:
+    ds = states(tiny.spec)
+    target = objectives.extreme("vorticity", lead=1, softness=1.0)
+    options: dict[str, Any] = {"sense": "maximise", "bounds": {}, "members": 2, "iterations": 12, "step": 0.5}
+    with pytest.warns(DesignWarning, match=r"distance to known states is .*, beyond the reference's"):
+        free = tiny.design(ds, target, 1, prior=0.0, progress=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DesignWarning)
+        held = tiny.design(ds, target, 1, prior=10.0, progress=False, **options)
+    beyond = [float((d["distance"].sel(state="designed") / d["distance_limit"]).max()) for d in (free, held)]
+    assert beyond[0] > 1.5 and beyond[1] < 0.75 * beyond[0]
+    assert "beyond the reference" in free.attrs["lapse_design_doubts"]
+    assert float(free["penalty"].max()) == 0 < float(held["penalty"].max())
+
+
+def test_a_calendar_and_masks(make_model: Callable[..., Model], make_analyses: Callable[..., xr.Dataset]) -> None:
+    mask = np.ones((16, 16), dtype=bool)
+    mask[:3] = False
+    variable = Variable("vorticity", "s-1", minimum=-6.0, maximum=6.0, mean=0.0, std=STD)
+    calendar: dict[str, Any] = {"interval": 6.0, "time_units": "hours", "calendar": "standard", "equation": None}
+    model = make_model(variables=(variable,), masks={"vorticity": mask}, **calendar)
+    times = np.datetime64("2001-01-01", "ns") + np.arange(6) * np.timedelta64(6, "h")
+    ds = make_analyses(model.spec, times)
+    ds["vorticity"] = ds["vorticity"].where(xr.DataArray(mask, dims=("y", "x")))
+    target = objectives.region_mean("vorticity", lead=2, y=slice(2.0, 4.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DesignWarning)
+        out = model.design(ds, target, 2, sense="maximise", members=2, iterations=2, predicted=19, progress=False)
+    assert float(out["objective"][-1]) > float(out["objective"][0])
+    assert bool(out["vorticity"].isel(y=slice(3)).isnull().all()) and bool(
+        out["vorticity"].isel(y=slice(3, None)).notnull().all()
+    )
+    assert out["time"].values[-1] == times[-1]
+    fc = model.forecast(out, 2, 19, seed=1, progress=False)
+    np.testing.assert_allclose(target(viewed(fc, model.spec)), out["predicted"], atol=1e-4)
+
+
+# what is refused
+
+
+def no_gradient(view: ForecastView) -> Tensor:
+    return torch.tensor(float(view.field("vorticity", 1).detach().mean()))
+
+
+@pytest.mark.parametrize(
+    ("objective", "error", "told"),
+    [
+        (no_gradient, ValueError, r"'no_gradient': found a number that does not depend.*no \.detach\(\)"),
+        (lambda view: view.field("vorticity", 1).mean().item(), TypeError, r"found a float, wanted a torch.Tensor"),
+        (lambda view: view.field("vorticity", 1), SpecError, r"shape \(2, 16, 16\).*one a member, shape \(2,\)"),
+        (lambda view: view.field("vorticity", 1).sub(99).log().mean(), ValueError, "found nan.*wanted a finite number"),
+        (lambda view: 0 * view.field("vorticity", 1).mean(), ValueError, r"gradient of norm 0\.0.*above 0"),
+        (objectives.region_mean("pressure", lead=1), SpecError, r"'pressure'; wanted one of vorticity"),
+        (objectives.region_mean("vorticity", lead=1, x=slice(70, 80)), SpecError, r"no cell of the grid in x=70…80"),
+        (objectives.region_mean("vorticity", lead=3), SpecError, r"found 3; wanted a whole number from 1 to 2"),
+    ],
+)  # fmt: skip
+def test_unfit_objectives(tiny: Model, objective: Any, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        tiny.design(states(tiny.spec), objective, 2, sense="maximise", members=2, progress=False)
+
+
+def test_every_unfit_option_is_named_at_once(tiny: Model) -> None:
+    target: Target = objectives.region_mean("vorticity", lead=1)
+    with pytest.raises(SpecError) as caught:
+        tiny.design(
+            states(tiny.spec), target, 0, sense="maximize", over="parameters", method="cma", iterations=0, step=-1.0,  # type: ignore[arg-type]
+            members=0, predicted=5, prior=-1.0, mode="slow",  # type: ignore[arg-type]
+        )  # fmt: skip
+    told = str(caught.value)
+    assert told.startswith("10 problems")
+    for part in ("'maximize'", "not told any parameters", "'cma'", "steps: found 0", "at least 19", "'slow'"):
+        assert part in told
+
+
+def test_unfit_starts_and_solvers(tiny: Model, shift: Model) -> None:
+    target = objectives.region_mean("vorticity", lead=1)
+    ds = states(tiny.spec)
+    with pytest.raises(SpecError, match=r"11 starts; wanted one"):
+        tiny.design(ds, target, 1, sense="maximise", init_time="all")
+    with pytest.raises(SpecError, match=r"2 initial states; wanted one.*isel\(member=0\)"):
+        tiny.design(xr.concat([ds, ds], "member"), target, 1, sense="maximise")
+    with pytest.raises(ValueError, match=r"verify: found 'solver' .* equation None.*run your own solver"):
+        shift.design(states(shift.spec), target, 1, sense="maximise", verify="solver")
+    with pytest.raises(TypeError, match="sense"):
+        tiny.design(ds, target, 1)
