@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..datasets.spec import FieldSpec
-from ..physics.constraints import weighted_mean, with_mass, with_mean
-from ..physics.grid import Axis, Grid
+from ..physics.constraints import solenoidal, weighted_mean, with_mass, with_mean
 
-__all__ = ["HEADS", "Heads", "suggest_heads"]
+__all__ = ["HEADS", "Heads", "solenoidal", "suggest_heads"]
 
 HEADS = ("divergence_free", "positive", "mass", "mean")
 
@@ -88,30 +87,6 @@ class Heads(nn.Module):
             for i in self.others:
                 fields[i] = with_mean(fields[i], carried[:, i], self.weights[i])
         return torch.stack(fields, dim=1)
-
-
-def solenoidal(velocity: Tensor, grid: Grid) -> Tensor:
-    """Divergence-free part of ``velocity (…, 2, y, x)`` on a periodic plane, its mean flow included.
-
-    This is the orthogonal (Leray) projection û − k (k·û)/|k|², so it never takes a field further from a
-    divergence-free truth. k is the wavenumber of the discrete derivative, nought for a Nyquist mode: with |k|² of the
-    Laplacian instead, applying it twice would not be applying it once.
-    """
-    spectrum = torch.fft.rfft2(velocity.double())
-    ky, kx = (_wavenumbers(axis, half) for axis, half in zip(grid.axes, (False, True), strict=True))
-    k = torch.stack([kx.expand(len(ky), -1), ky[:, None].expand(-1, len(kx))]).to(velocity.device)
-    square = k.square().sum(dim=0)
-    along = (k * spectrum).sum(dim=-3, keepdim=True) / torch.where(square > 0, square, 1.0)
-    free: Tensor = torch.fft.irfft2(spectrum - k * along, s=grid.shape)
-    return free.to(velocity.dtype)
-
-
-def _wavenumbers(axis: Axis, half: bool) -> Tensor:
-    make = torch.fft.rfftfreq if half else torch.fft.fftfreq
-    k: Tensor = make(axis.size, d=axis.spacing, dtype=torch.float64)
-    if axis.size % 2 == 0:
-        k[axis.size // 2] = 0
-    return 2 * torch.pi * k
 
 
 def velocity_channels(spec: FieldSpec) -> tuple[int, int] | None:

@@ -10,9 +10,16 @@ from lapse.physics.constraints import (
     from_stream_function,
     from_vorticity,
     masked,
+    sides,
+    solenoidal,
     weighted_mean,
+    with_budget,
+    with_functionals,
+    with_initial,
     with_mass,
     with_mean,
+    with_mean_square,
+    with_values,
 )
 from lapse.physics.grid import Axis, Grid
 from lapse.physics.operators import curl, grad
@@ -93,6 +100,61 @@ def test_velocity_of_a_vorticity_has_that_vorticity():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frames_follow_their_budget(dtype):
+    """⟨u⟩ = m₀ + ∫S dt, frame by frame and sample by sample."""
+    w = GLOBE.area_weights()
+    rate = noise(2, 5, seed=1)
+    out = with_budget(noise(2, 5, *GLOBE.shape, dtype=dtype), torch.tensor([1.0, 3.0]), rate, 0.5, w)
+    expected = torch.tensor([[1.0], [3.0]]) + 0.5 * rate.cumsum(1)
+    torch.testing.assert_close(weighted_mean(out, w), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_several_functionals_hold_at_once_with_the_least_change(dtype):
+    """Means over three boxes and a first moment; the change solves a weighted least-squares problem."""
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
+    A = torch.stack([((x < 4) & (y < 3)).double(), ((x >= 4) & (y < 4)).double(), (y >= 3).double(), x.double()])
+    w = noise(6, 8, seed=2).exp()
+    u, b = noise(3, 6, 8, dtype=dtype), 10 * noise(3, 4, seed=3)
+    out = with_functionals(u, A, b, w)
+    reached = torch.einsum("kij,bij->bk", A, out.double())
+    torch.testing.assert_close(reached, b, rtol=0, atol=2e-5 if dtype == torch.float32 else 1e-12)
+    root = w.sqrt().flatten()
+    least = torch.linalg.pinv(A.flatten(1) / root) @ (b - torch.einsum("kij,bij->bk", A, u.double())).T
+    torch.testing.assert_close((out.double() - u.double()).flatten(1), least.T / root, rtol=0, atol=2e-5)
+    mean = torch.full((1, 6, 8), 1 / 48)
+    alone = with_functionals(u, mean, torch.tensor([0.7]))
+    torch.testing.assert_close(alone, with_mean(u, 0.7, torch.ones(6, 8)), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="found 2 functionals that depend on each other"):
+        with_functionals(u, torch.cat((mean, 2 * mean)), torch.zeros(2))
+
+
+def test_the_divergence_free_part_is_orthogonal_to_what_is_removed():
+    g = Grid.periodic_box((8, 9), length=(1.0, 2.0))
+    v = noise(2, 2, 8, 9)
+    out = solenoidal(v, g)
+    assert divergence(out, g).abs().max() < 1e-12 * 9
+    torch.testing.assert_close(solenoidal(out, g), out, rtol=0, atol=1e-13)
+    assert ((v - out) * out).sum().abs() < 1e-11
+    torch.testing.assert_close(out.mean((-2, -1)), v.mean((-2, -1)), rtol=0, atol=1e-14)
+
+
+def test_given_values_and_first_frames_are_there_exactly():
+    u = noise(2, 5, *WALLS.shape)
+    at = sides(WALLS)
+    assert at.sum() == 16 and at[0].all() and at[-1].all() and not sides(WALLS, ["x"]).any()
+    wall = torch.linspace(0, 1, 8, dtype=torch.float64)
+    out = with_values(u, at, wall)
+    assert torch.equal(out[..., 0, :], wall.expand(2, 5, 8)) and torch.equal(out[..., 1:-1, :], u[..., 1:-1, :])
+    first = noise(2, 2, *WALLS.shape, seed=1)
+    series = with_initial(u, first, dim=1)
+    assert torch.equal(series[:, :2], first) and torch.equal(series[:, 2:], u[:, 2:])
+    x = u[0, :3].clone().requires_grad_()
+    (g,) = torch.autograd.grad((with_initial(with_values(x, at, 0.0), first[0], 0)).sum(), x)
+    assert not g[:2].any() and not g[2][at].any() and (g[2][~at] == 1).all()
+
+
 def test_mask_keeps_nan_and_gradients_out():
     u = noise(2, 4).requires_grad_()
     mask = torch.tensor([True, False, True, True])
@@ -112,6 +174,8 @@ def test_constraints_are_differentiable():
     assert torch.autograd.gradcheck(lambda u, m: with_mass(u, m, w), (u, m))
     assert torch.autograd.gradcheck(lambda u: from_stream_function(u, g), u)
     assert torch.autograd.gradcheck(lambda u: from_vorticity(u, g), u)
+    assert torch.autograd.gradcheck(lambda u: with_mean_square(u, m, w), u)
+    assert torch.autograd.gradcheck(lambda u: with_functionals(u, torch.stack((w, g.meshgrid()[0])), m * w[0, :2]), u)
 
 
 def test_bad_input_is_refused_with_both_sides():
@@ -122,5 +186,13 @@ def test_bad_input_is_refused_with_both_sides():
         with_mass(torch.zeros(36, 72), -1.0, w)
     with pytest.raises(TypeError, match=r"found a mask of type torch.float32, wanted torch.bool"):
         masked(torch.zeros(3), torch.ones(3))
+    with pytest.raises(ValueError, match=r"found a field of shape \(4,\), wanted \(…, \*\(3,\)\)"):
+        with_functionals(torch.zeros(4), torch.zeros(1, 3), torch.zeros(1))
+    with pytest.raises(ValueError, match="found 3 known frames for a series of 2"):
+        with_initial(torch.zeros(2), torch.zeros(3), 0)
+    with pytest.raises(TypeError, match=r"found a mask of type torch.float32, wanted torch.bool"):
+        with_values(torch.zeros(3), torch.ones(3), 0.0)
+    with pytest.raises(ValueError, match="wanted two periodic axes"):
+        solenoidal(torch.zeros(2, *WALLS.shape), WALLS)
     with pytest.raises(ValueError, match="wanted two axes"):
         from_stream_function(torch.zeros(4), Grid.periodic_box(4, names=("x",)))
