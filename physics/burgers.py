@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .balance import Balance
 from .equation import Fate, Usual, register, translate
 from .galerkin import Galerkin
 from .grid import Grid
@@ -69,6 +70,10 @@ class Burgers(Galerkin):
 
     def diffused(self, u: Tensor) -> Tensor:
         return self.parameters["viscosity"] * u
+
+    def entropy(self, u: Tensor) -> Balance:
+        """Energy u²/2 with the flux u³/3; the viscosity ν spreads it, and takes ν u_x² away."""
+        return Balance(u**2 / 2, (u**3 / 3).unsqueeze(-3), self.parameters["viscosity"] * u**2 / 2)
 
     def invariants(self, u: Tensor) -> dict[str, Tensor]:
         """Means in float64: ``momentum`` ⟨u⟩ (m s-1) and ``energy`` ⟨u²⟩/2 (m2 s-2)."""

@@ -27,6 +27,7 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from .balance import Balance
 from .constraints import weighted_mean
 from .grid import Grid
 from .smooth import smooth
@@ -91,6 +92,8 @@ class Equation(ABC):
         defaults: Values of the parameters that are not given. If there are any, no other parameter is accepted.
         parameter_units: Units of the parameters.
         positive, nonnegative: Parameters of which that is demanded.
+        algebraic: Variables without a rate of change; their row of :meth:`rhs` is a constraint, nought if it holds.
+        order: Order of accuracy of :meth:`step`.
         laws: What becomes of each of the :meth:`invariants`; those that are not named are "budgeted": their rate of
             change has terms of either sign.
         usual: Box and frame interval for which the default parameters are meant.
@@ -103,7 +106,9 @@ class Equation(ABC):
     parameter_units: ClassVar[Mapping[str, str]] = {}
     positive: ClassVar[tuple[str, ...]] = ()
     nonnegative: ClassVar[tuple[str, ...]] = ()
+    algebraic: ClassVar[tuple[str, ...]] = ()
     laws: ClassVar[Mapping[str, Fate]] = {}
+    order: ClassVar[int] = 4
     usual: ClassVar[Usual] = Usual()
 
     def __init__(self, grid: Grid, **parameters: float) -> None:
@@ -210,6 +215,14 @@ class Equation(ABC):
     def source(self, u: Tensor) -> Tensor | None:
         """s(u), what is neither flux nor diffusion, (…, C, *space); None: nothing."""
         return None
+
+    def entropy(self, u: Tensor) -> Balance:
+        """The balance of a convex function of the state that shocks can only lower (see `entropy.py`), with C = 1.
+        Raises NotImplementedError where the equation states none."""
+        raise NotImplementedError(
+            f"{self.name}: found no entropy, wanted a method entropy(u) that returns the Balance of a convex function "
+            "of the state"
+        )
 
     def spin_up(
         self,

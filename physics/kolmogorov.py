@@ -141,6 +141,15 @@ class Kolmogorov(Galerkin):
         w = 1j * (self.kx.to(velocity) * v - self.ky.to(velocity) * u)
         return self.modes.synthesise(w)[..., None, :, :]
 
+    def flux(self, u: Tensor) -> Tensor:
+        return self.velocity(u).unsqueeze(-3) * u.unsqueeze(-4)
+
+    def diffused(self, u: Tensor) -> Tensor:
+        return self.parameters["viscosity"] * u
+
+    def source(self, u: Tensor) -> Tensor:
+        return self.modes.synthesise(self.constant("curl_force", u)) - self.parameters["drag"] * u
+
     def invariants(self, u: Tensor) -> dict[str, Tensor]:
         """Area means in float64: ``mean_vorticity`` (s-1), ``energy`` (m2 s-2), ``enstrophy`` (s-2) and
         ``palinstrophy`` (m-2 s-2)."""

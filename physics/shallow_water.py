@@ -24,9 +24,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .balance import Balance
 from .equation import Fate, Usual, register
 from .galerkin import Galerkin
 from .grid import Grid
+from .operators import laplacian
 
 CFL = 2.0  # dt·k_max·speed of the fastest signal; the scheme is stable to 2.8
 EDDY = 4  # mode number about which the initial eddies lie
@@ -116,6 +118,38 @@ class ShallowWater(Galerkin):
         zv, zu, kinetic, hu, hv = self.modes.analyse(products).unbind(dim=-3)
         B = g * h_ + kinetic
         return torch.stack((zv + f * v_ - ikx * B, -zu - f * u_ - iky * B, -ikx * hu - iky * hv), dim=-3)
+
+    def conserved(self, u: Tensor) -> Tensor:
+        """Momentum and depth (hu, hv, h): what is balanced across a bore, where velocity is not."""
+        a, b, h = u.unbind(dim=-3)
+        return torch.stack((h * a, h * b, h), dim=-3)
+
+    def flux(self, u: Tensor) -> Tensor:
+        a, b, h = u.unbind(dim=-3)
+        pressure = self.parameters["gravity"] * h**2 / 2
+        along_x = torch.stack((h * a * a + pressure, h * a * b, h * a), dim=-3)
+        along_y = torch.stack((h * a * b, h * b * b + pressure, h * b), dim=-3)
+        return torch.stack((along_x, along_y), dim=-4)
+
+    def source(self, u: Tensor) -> Tensor:
+        """Coriolis force and h ν∇²(u, v); the latter is no divergence, so it is taken as it stands."""
+        a, b, h = u.unbind(dim=-3)
+        f, nu = self.parameters["coriolis"], self.parameters["viscosity"]
+        x, y = f * b, -f * a
+        if nu:
+            x, y = x + nu * laplacian(a, self.grid), y + nu * laplacian(b, self.grid)
+        return torch.stack((h * x, h * y, torch.zeros_like(h)), dim=-3)
+
+    def entropy(self, u: Tensor) -> Balance:
+        """Energy h(u² + v²)/2 + gh²/2 with the flux (h(u² + v²)/2 + gh²)(u, v): bores dissipate it. The work of the
+        viscosity, ν h (u, v)·∇²(u, v), is taken as it stands."""
+        a, b, h = u.unbind(dim=-3)
+        g, nu = self.parameters["gravity"], self.parameters["viscosity"]
+        kinetic, potential = h * (a * a + b * b) / 2, g * h**2 / 2
+        flux = (kinetic + 2 * potential)[..., None, :, :] * u[..., :2, :, :]
+        work = nu * h * (a * laplacian(a, self.grid) + b * laplacian(b, self.grid)) if nu else None
+        source = None if work is None else work.unsqueeze(-3)
+        return Balance((kinetic + potential).unsqueeze(-3), flux.unsqueeze(-3), None, source)
 
     def vorticity(self, u: Tensor) -> Tensor:
         """Relative vorticity ζ = ∂v/∂x − ∂u/∂y of states (…, 3, y, x), as (…, 1, y, x), in s-1."""
