@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
+from .design_verb import add_options as _design_options
 
 __all__ = ["main"]
 
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lapse {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for build in (_simulate, _train, _forecast, _score, _check, _inspect, _report):
+    for build in (_simulate, _train, _forecast, _design, _score, _check, _inspect, _report):
         build(verbs)
     return parser
 
@@ -219,6 +220,14 @@ def _forecast(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="members computed together, and per shard of a store (default: by their size)",
     )
     verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    _quiet(verb)
+
+
+def _design(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = _verb(verbs, "design", "find the initial condition whose forecast is best")
+    verb.add_argument("model", metavar="MODEL", help="name of a shipped model, or a directory")
+    _data(verb, "data", "analyses, the last of which the search starts from")
+    _design_options(verb)
     _quiet(verb)
 
 

@@ -23,10 +23,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..autoencoder.heads import Heads, solenoidal, velocity_channels
+from ..autoencoder.heads import Heads, velocity_channels
 from ..datasets.problem import Problem, SpecError
 from ..datasets.spec import FieldSpec
-from ..physics.constraints import weighted_mean
+from ..physics.constraints import solenoidal, weighted_mean
 from ..physics.equation import Equation
 from .bounds import Bounds, bound_problems, limits
 

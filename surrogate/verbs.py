@@ -19,10 +19,11 @@ from ..datasets.open import open_dataset
 from ..datasets.problem import Problem, SpecError
 from ..datasets.shards import ShardedWriter, StoreError
 from ..datasets.spec import FieldSpec
+from .design_verb import design
 from .model import Model
 from .package import load, shipped
 
-__all__ = ["check", "forecast", "inspect", "report", "score", "simulate", "train", "write_netcdf"]
+__all__ = ["check", "design", "forecast", "inspect", "report", "score", "simulate", "train", "write_netcdf"]
 
 
 def simulate(options: Namespace) -> None:

@@ -17,6 +17,7 @@ from lapse.datasets.fields import space_coordinates
 from lapse.datasets.spec import Variable
 from lapse.physics.equation import equation
 from lapse.physics.grid import Grid
+from lapse.surrogate import cli
 from lapse.surrogate.case import Case, interval, references
 from lapse.surrogate.control import CONTROLS
 from lapse.surrogate.design import DesignWarning, _Search
@@ -387,3 +388,61 @@ def test_unfit_starts_and_solvers(tiny: Model, shift: Model) -> None:
         shift.design(states(shift.spec), target, 1, sense="maximise", verify="solver")
     with pytest.raises(TypeError, match="sense"):
         tiny.design(ds, target, 1)
+
+
+# the command line
+
+
+@pytest.fixture
+def folder(tiny: Model, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    tiny.save(tmp_path / "model")
+    ds = states(tiny.spec, 6)
+    ds.to_netcdf(tmp_path / "flow.nc")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_verb_is_the_method(tiny: Model, folder, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "design model flow.nc --maximise region_mean --lead 2 --region x=1:3 --region y=2: --iterations 1"
+    options = "--members 2 --radius 0.3 --seed 3 --mode fast --compare --hold mean --verify --quiet --out best.nc"
+    assert cli.main([*line.split(), *options.split()]) == 0
+    told = capsys.readouterr().out
+    assert "mean of vorticity, x=1.0…3.0, y=2.0…None, lead 2, s-1" in told and "solver" in told
+    target = objectives.region_mean("vorticity", lead=2, x=slice(1, 3), y=slice(2, None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DesignWarning)
+        wanted = tiny.design(
+            states(tiny.spec, 6), target, 2, sense="maximise", iterations=1, members=2, radius=0.3, seed=3,
+            mode="fast", compare=(), constraints=["mean"], verify="solver", progress=False,
+        )  # fmt: skip
+    with xr.open_dataset("best.nc") as found:
+        for name in ("vorticity", "predicted", "achieved"):
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        ("--maximise region_mean --lead 2 --out best.zarr", 1, "wanted a name that ends with .nc"),
+        ("--maximise similarity --lead 2 --out best.nc", 1, "--target: found none"),
+        ("--minimise largest --variable u --lead 2 --out best.nc", 1, "variable 'u'; wanted one of vorticity"),
+        ("--minimise largest --lead 2 --region x=3 --out best.nc", 2, "wanted AXIS=A:B"),
+        ("--lead 2 --out best.nc", 2, "--maximise --minimise is required"),
+        ("--maximise largest --minimise largest --lead 2 --out best.nc", 2, "not allowed with"),
+    ],
+)
+def test_what_the_verb_refuses(folder, capsys: pytest.CaptureFixture[str], words: str, status: int, told: str) -> None:
+    try:
+        found = cli.main(["design", "model", "flow.nc", *words.split()])
+    except SystemExit as stop:
+        found = stop.code
+    assert found == status
+    assert told in capsys.readouterr().err
+
+
+def test_the_verb_designs_towards_a_pattern(folder, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "design model flow.nc --maximise similarity --target flow.nc --lead 1 --iterations 1 --members 2 --out a.nc"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DesignWarning)
+        assert cli.main([*line.split(), "--compare", "--quiet"]) == 0
+    assert "similarity to a target, lead 1, 1" in capsys.readouterr().out

@@ -1,0 +1,107 @@
+"""``lapse design``: inverse design for an objective that a command line can spell, one of the helpers by its name."""
+
+import warnings
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .targets import Target
+
+__all__ = ["add_options", "design"]
+
+OBJECTIVES = ("region_mean", "largest", "smallest", "similarity")
+
+
+def add_options(verb: ArgumentParser) -> None:
+    """What the verb takes beside a model and data."""
+    goal = verb.add_mutually_exclusive_group(required=True)
+    for sense in ("maximise", "minimise"):
+        goal.add_argument(f"--{sense}", choices=OBJECTIVES, help="mean or extreme in a region, or likeness to --target")
+    verb.add_argument("--variable", metavar="NAME", help="of the objective (default: the model's, if it has one)")
+    verb.add_argument("--lead", type=int, required=True, metavar="N", help="of the objective, in frames")
+    verb.add_argument(
+        "--region", metavar="AXIS=A:B", action="append", default=[], type=_region,
+        help="coordinates that bound it, such as x=1.0:2.0 (may be repeated; default: everywhere)",
+    )  # fmt: skip
+    verb.add_argument("--target", metavar="DATA", help="pattern for similarity: its last frame")
+    verb.add_argument("--softness", type=float, default=0.0, metavar="U", help="of an extreme, in the variable's units")
+    verb.add_argument("--out", required=True, metavar="PATH", help="netCDF file")
+    verb.add_argument("--init-time", default="last", metavar="TIME", help='start: "last" (default) or a time of DATA')
+    verb.add_argument(
+        "--over", choices=("initial_condition", "latent"), default="initial_condition", help="what varies"
+    )
+    verb.add_argument("--hold", metavar="NAME", nargs="+", help="mean, mass, divergence_free, energy, …")
+    verb.add_argument("--radius", type=float, metavar="R", help="largest departure, rms in standard deviations")
+    verb.add_argument("--iterations", type=int, default=30, metavar="N", help="at most (default 30)")
+    verb.add_argument("--members", type=int, default=8, metavar="N", help="optimised together (default 8)")
+    verb.add_argument(
+        "--mode", choices=("fast", "quality", "mean"), help="of the forecast (default: the model's first)"
+    )
+    verb.add_argument("--compare", nargs="*", metavar="MODE", help="modes to set against it (default: all)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the members (default 0)")
+    verb.add_argument("--verify", action="store_true", help="run the true solver from the design")
+    verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+
+
+def design(options: Namespace) -> None:
+    """Design an initial condition, print what became of the objective, and write a netCDF file."""
+    from .design import DesignWarning
+    from .package import load
+    from .verbs import _opened, _prepared, write_netcdf
+
+    out = Path(options.out)
+    if out.suffix.lower() != ".nc":
+        raise ValueError(f"--out: found {options.out!r}, wanted a name that ends with .nc")
+    _prepared(out)
+    model = load(options.model, options.device)
+    variable = options.variable or (model.spec.names[0] if len(model.spec.names) == 1 else None)
+    if variable is None:
+        raise ValueError(f"--variable: found none, wanted one of {', '.join(model.spec.names)}")
+    objective = _objective(options, variable)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DesignWarning)
+        best = model.design(
+            _opened(options.data, options), objective, options.lead, over=options.over, constraints=options.hold,
+            sense="maximise" if options.maximise else "minimise", radius=options.radius, iterations=options.iterations,
+            members=options.members, mode=options.mode, compare=options.compare, seed=options.seed,
+            init_time=options.init_time, verify="solver" if options.verify else None, progress=not options.quiet,
+        )  # fmt: skip
+    write_netcdf(best, out)
+    units = best["predicted"].attrs.get("units", "")
+    low, high = best["interval"].values
+    print(f"{objective.label}, {units}")
+    print(f"given     {float(best['predicted_objective_given']):.4g}")
+    print(f"designed  {float(best['predicted_objective']):.4g}  (90 %: {low:.4g} to {high:.4g})")
+    if options.verify:
+        print(f"solver    {float(best['achieved']):.4g}  (given: {float(best['achieved_given']):.4g})")
+    print(f"{out}: the designed initial condition, and how it was found")
+
+
+def _objective(options: Namespace, variable: str) -> "Target":
+    from ..datasets.open import open_dataset
+    from .targets import extreme, region_mean, similarity
+
+    name, where = options.maximise or options.minimise, dict(options.region)
+    if name == "similarity":
+        if options.target is None:
+            raise ValueError("--target: found none, wanted the data whose last frame is the pattern")
+        target = open_dataset(options.target, time_units=options.time_units)
+        target = target.isel(time=-1, drop=True) if "time" in target.dims else target
+        return similarity(target, lead=options.lead, variables=[variable], **where)
+    if name == "region_mean":
+        return region_mean(variable, lead=options.lead, **where)
+    return extreme(variable, lead=options.lead, which=name, softness=options.softness, **where)
+
+
+def _region(text: str) -> tuple[str, slice]:
+    from argparse import ArgumentTypeError
+
+    axis, _, ends = text.partition("=")
+    first, colon, last = ends.partition(":")
+    try:
+        if not (axis and colon):
+            raise ValueError
+        return axis, slice(float(first) if first else None, float(last) if last else None)
+    except ValueError:
+        raise ArgumentTypeError(f"found {text!r}, wanted AXIS=A:B with coordinates, such as x=1.0:2.0") from None
