@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from .layout import Block, StorePlan, blank, describe, differences
 
-__all__ = ["Block", "ShardedWriter", "StoreError", "StorePlan", "blank"]
+__all__ = ["Block", "ShardedWriter", "StoreError", "StorePlan", "blank", "write_atomically"]
 
 FORMAT = "lapse-store 1"
 MANY_FILES = 50_000  # file systems and quotas begin to suffer
@@ -114,7 +114,7 @@ class ShardedWriter:
                 infant.parent.mkdir(parents=True, exist_ok=True)
                 _write_metadata(infant, template, plan, dict(encoding or {}))
                 (infant / ".progress").mkdir()
-                _write_atomically(infant / "manifest.json", json.dumps(manifest, indent=1))
+                write_atomically(infant / "manifest.json", json.dumps(manifest, indent=1))
                 infant.rename(path)
             except BaseException:
                 shutil.rmtree(infant, ignore_errors=True)
@@ -175,7 +175,7 @@ class ShardedWriter:
         with _quiet():
             fixed.to_zarr(path, mode="a", zarr_format=3, consolidated=False)
         _consolidate(path)
-        _write_atomically(path / "manifest.json", json.dumps(new.manifest, indent=1))
+        write_atomically(path / "manifest.json", json.dumps(new.manifest, indent=1))
         return cls(path, new.manifest)
 
     def finalise(self, attrs: Mapping[str, Any] | None = None) -> None:
@@ -196,7 +196,7 @@ class ShardedWriter:
                 zarr.open_group(self.path, mode="r+", use_consolidated=False).attrs.update(dict(attrs))
             _consolidate(self.path)
             self.manifest = {**self.manifest, "complete": True}
-            _write_atomically(self.path / "manifest.json", json.dumps(self.manifest, indent=1))
+            write_atomically(self.path / "manifest.json", json.dumps(self.manifest, indent=1))
 
     @property
     def complete(self) -> bool:
@@ -210,6 +210,10 @@ class ShardedWriter:
     def done(self, block: Block) -> bool:
         """Whether the block has its completion marker."""
         return self._marker(block).exists()
+
+    def forget(self, block: Block) -> None:
+        """Removes the block's marker: it will be written again."""
+        self._marker(block).unlink(missing_ok=True)
 
     def missing(self) -> list[Block]:
         """The blocks without a completion marker, in order: what a resume has to do."""
@@ -261,7 +265,7 @@ class ShardedWriter:
                     ]
                     self._array(name)[tuple(there)] = array[tuple(here)]
                     self._flush(name, block)
-                _write_atomically(self._marker(block), "")
+                write_atomically(self._marker(block), "")
 
     def _marker(self, block: Block) -> Path:
         return self.path / ".progress" / f"{block.name}.done"
@@ -310,7 +314,7 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Either the old content or all of the new one, also after a power cut."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

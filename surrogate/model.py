@@ -20,7 +20,10 @@ from ..datasets.spec import FieldSpec
 from ..datasets.time import phase as phase_of
 from .design import design
 from .emulator import Emulator, Mode
-from .forecast import forecast
+from .ensemble import Plan, planned
+from .forecast import Kept, forecast
+from .job import Job
+from .starts import initial_frames
 from .targets import Objective
 
 if TYPE_CHECKING:
@@ -90,13 +93,37 @@ class Model:
         store: str | Path | None = None,
         resume: bool = False,
         batch_size: int | None = None,
+        keep: Kept = "fields",
         progress: bool = True,
     ) -> xr.Dataset:
         """An ensemble forecast with dims ``(init_time, member, lead_time, *space)``; see `lapse.surrogate.forecast`."""
         return forecast(
             self, ds, steps, members, seed=seed, init_times=init_times, mode=mode, store=store, resume=resume,
-            batch_size=batch_size, progress=progress,
+            batch_size=batch_size, keep=keep, progress=progress,
         )  # fmt: skip
+
+    def ensemble(
+        self,
+        ds: xr.Dataset | xr.DataArray,
+        steps: int,
+        members: int,
+        *,
+        keep: Kept = "fields",
+        seed: int = 0,
+        init_times: Any = "last",
+        mode: Mode | None = None,
+        batch_size: int | None = None,
+        shard: int | None = None,
+        **options: Any,
+    ) -> Plan:
+        """The plan of an ensemble that several processes make together; see `lapse.surrogate.ensemble`.
+
+        Nothing is computed: print the plan, then ``plan.create("ens.zarr")`` begins it. ``options`` are those of
+        `lapse.surrogate.statistics.Statistics`.
+        """
+        frames, positions = initial_frames(ds, self.spec, self.emulator.history, init_times)
+        job = Job(self, frames, positions, steps, members, seed, mode, batch_size)
+        return planned(job, keep, shard=shard, **options)
 
     def design(self, ds: xr.Dataset | xr.DataArray, objective: Objective, steps: int, **options: Any) -> xr.Dataset:
         """The initial condition near a given one whose forecast has the largest or smallest objective.

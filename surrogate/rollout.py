@@ -13,7 +13,7 @@ from torch import Tensor
 from .emulator import Emulator, Mode, State
 from .noise import draw
 
-__all__ = ["finite_members", "repeat_state", "rollout"]
+__all__ = ["finite_members", "march", "repeat_state", "rollout"]
 
 
 def rollout(
@@ -34,6 +34,22 @@ def rollout(
 
     Raises ValueError where the mode needs noise and the number of generators is not B.
     """
+    for following, at, errors in march(emulator, state, steps, mode, generators, phase):
+        yield following, emulator.decode(following, at, errors)
+
+
+def march(
+    emulator: Emulator,
+    state: State,
+    steps: int,
+    mode: Mode,
+    generators: Sequence[torch.Generator] = (),
+    phase: Tensor | None = None,
+) -> Iterator[tuple[State, Tensor | None, Tensor | None]]:
+    """`rollout` without its decoder: yields ``(state, phase (B, 4), noise of the decoder (B, decode_noise_size))``.
+
+    The noise is drawn whether it is used or not, so that the generators move on as they do in a rollout.
+    """
     size, decode_size = emulator.noise_size(mode), emulator.decode_noise_size
     batch = len(state.z)
     if (size or decode_size) and generators and len(generators) != batch:
@@ -49,7 +65,7 @@ def rollout(
         state = emulator.advance(state, noise, at(k), mode)
         # The mean net forecasts the mean: a drawn decoder error would only add to its error.
         errors = bool(decode_size and generators) and mode != "mean"
-        yield state, emulator.decode(state, at(k + 1), draw(generators, decode_size).to(state.z) if errors else None)
+        yield state, at(k + 1), draw(generators, decode_size).to(state.z) if errors else None
 
 
 def repeat_state(state: State, members: int) -> State:

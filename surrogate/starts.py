@@ -58,7 +58,7 @@ def initial_frames(
     if canonical is None:
         raise SpecError(more.problems)
     for warning in dict.fromkeys([*findings.warnings, *more.warnings]):
-        warnings.warn(str(warning), SpecWarning, stacklevel=5)
+        warnings.warn(str(warning), SpecWarning, stacklevel=4)
     return canonical, [needed.index(p) for p in starts]
 
 

@@ -330,7 +330,7 @@ def test_an_interruption_says_what_is_kept(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lapse.surrogate.forecast._Job.compute", interrupted)
+    monkeypatch.setattr("lapse.surrogate.job.Job.compute", interrupted)
     line = "forecast model sim.zarr --select trajectory=0 --steps 1 --members 2 --out stopped.zarr --quiet"
     assert "lapse: interrupted. Completed blocks" in run(capsys, line, 130)
     assert "1 of 1 blocks missing: --resume" in run(capsys, "inspect stopped.zarr")
