@@ -18,7 +18,7 @@ reported reaches from the least to the greatest end of all modes' intervals.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import xarray as xr
@@ -97,7 +97,7 @@ def design(
         iterations: at most.
         step: of "lbfgs" the first step's root mean square, of "adam" the learning rate, in standard deviations.
         members: whose mean (or other risk) is optimised, with the noise that `forecast` gives them under ``seed``.
-        mode: as in `forecast`; "mean" has no noise, and takes one member.
+        mode: as in `forecast`; "mean" has no noise and takes one member, and leaves the prediction to another mode.
         init_time: the start, one time of ``ds``, or "last".
         prior: weight of the penalty beyond the reference states (`lapse.surrogate.manifold`), 0 for none. With weight 1
             a distance twice the limit costs what the best perturbation of 0.1 standard deviations gains.
@@ -234,12 +234,12 @@ def conserved(model: "Model") -> list[str]:
 
 
 def _judge(case: Case, u: Tensor, members: int, seed: int, modes: Sequence[Mode]) -> Verdict:
-    """Predictions by members that took no part in the search."""
-    by_mode: dict[str, Prediction] = {case.mode: case.predict(u, members, seed, case.mode)}
-    for mode in modes:
-        if mode not in by_mode:
-            by_mode[mode] = case.predict(u, members if mode == "fast" else _FEWEST, seed, mode)
-    return Verdict(by_mode, case.predict(case.given, members, seed, case.mode))
+    """Predictions by members that took no part in the search; a mode that has spread comes first."""
+    by_mode: dict[str, Prediction] = {}
+    for k, mode in enumerate(sorted({case.mode: None, **dict.fromkeys(modes)}, key=lambda mode: mode == "mean")):
+        by_mode[mode] = case.predict(u, members if k == 0 or mode == "fast" else _FEWEST, seed, mode)
+    given = case.predict(case.given, members, seed, cast(Mode, next(iter(by_mode))))
+    return Verdict(by_mode, given)
 
 
 def _check_options(

@@ -23,7 +23,7 @@ __all__ = ["Verdict", "assemble", "suspicions"]
 
 @dataclass
 class Verdict:
-    """What forecasts, by mode and the design's own first, and the solver say of the designed and the given state."""
+    """What forecasts, by mode, and the solver say of the designed and the given state."""
 
     by_mode: dict[str, Prediction]
     given: Prediction
@@ -31,9 +31,14 @@ class Verdict:
     achieved_given: float | None = None
 
     @property
+    def mode(self) -> str:
+        """The mode that predicts; the others are set against it."""
+        return next(iter(self.by_mode))
+
+    @property
     def designed(self) -> Prediction:
-        """By the mode that was optimised."""
-        return next(iter(self.by_mode.values()))
+        """Its prediction."""
+        return self.by_mode[self.mode]
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -45,27 +50,24 @@ class Verdict:
 
 def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], members: int) -> list[str]:
     """Signs that the optimiser leans on errors of the surrogate, each a sentence."""
-    found = []
-    for name, rho in best.about["distances"].items():
-        if rho > limits[name]:
-            found.append(
-                f"the design's {name} distance to known states is {rho:.3g}, beyond the reference's {limits[name]:.3g}"
-            )
-    own, new = best.about["objective"], verdict.designed
-    gain = abs(new.value - verdict.given.value)
-    error = (
-        float(new.members.std(ddof=1)) * (1 / members + 1 / len(new.members)) ** 0.5 if len(new.members) > 1 else 0.0
-    )
+    found = [
+        f"the design's {name} distance to known states is {rho:.3g}, beyond the reference's {limits[name]:.3g}"
+        for name, rho in best.about["distances"].items()
+        if rho > limits[name]
+    ]
+    own, new, mode = best.about["objective"], verdict.designed, verdict.mode
+    gain, random = abs(new.value - verdict.given.value), len(new.members) > 1
+    width = new.interval[1] - new.interval[0] if np.isfinite(new.interval).all() else 0.0
+    error = float(new.members.std(ddof=1)) * (1 / members + 1 / len(new.members)) ** 0.5 if random else 0.0
     if abs(own - new.value) > 3 * error + 0.25 * gain:
         found.append(
-            f"new members predict {new.value:.4g} where the optimised ones had {own:.4g}: it suits their noise; "
-            "raise members"
+            f"new members of mode {mode!r} predict {new.value:.4g} where the search had {own:.4g}: raise members, or "
+            "search in that mode"
         )
-    width = new.interval[1] - new.interval[0]
-    for mode, other in verdict.by_mode.items():
-        if abs(other.value - new.value) > max(width if np.isfinite(width) else 0.0, 0.25 * gain):
-            found.append(f"mode {mode!r} predicts {other.value:.4g} where the design's mode predicts {new.value:.4g}")
-    if len(new.members) > 1 and gain < 0.5 * width:
+    for name, other in verdict.by_mode.items():
+        if abs(other.value - new.value) > max(width, 0.25 * gain):
+            found.append(f"mode {name!r} predicts {other.value:.4g} where {mode!r} predicts {new.value:.4g}")
+    if random and gain < 0.5 * width:
         found.append(f"the gain of {gain:.3g} is within half the 90 % interval's width, {width:.3g}")
     return found
 
@@ -94,7 +96,7 @@ def assemble(
         "gradient_norm": ("iteration", [float(i.gradient.norm()) for i in path]),
         "violation": ("iteration", history("violation"), {"long_name": "largest breach of constraints", "units": "1"}),
         "evaluations": ("iteration", [i.evaluations for i in path], {"long_name": "rollouts so far"}),
-        "predicted": ("member", v.designed.members, about | {"comment": "new members"}),
+        "predicted": ("member", v.designed.members, about | {"comment": f"new members, mode {v.mode}"}),
         "predicted_given": ("member", v.given.members, about | {"comment": "new members, from the given state"}),
         "predicted_objective": ((), v.designed.value, about),
         "predicted_objective_given": ((), v.given.value, about),
