@@ -30,6 +30,7 @@ class AdvectionDiffusion(Heat):
     """
 
     variables = ("tracer",)
+    quantities: ClassVar[Mapping[str, str]] = {"mean": "1", "variance": "1"}
     units: ClassVar[Mapping[str, str]] = {"tracer": "1"}
     defaults: ClassVar[Mapping[str, float]] = {
         "diffusivity": 0.01,

@@ -41,8 +41,9 @@ class AllenCahn(Galerkin):
     defaults: ClassVar[Mapping[str, float]] = {"diffusivity": 1e-3, "rate": 5.0}
     parameter_units: ClassVar[Mapping[str, str]] = {"diffusivity": "m2 s-1", "rate": "s-1"}
     nonnegative = ("diffusivity", "rate")
+    quantities: ClassVar[Mapping[str, str]] = {"mean": "1", "free_energy": "s-1"}
     laws: ClassVar[Mapping[str, Fate]] = {"free_energy": "falling"}
-    usual = Usual(dimension=1, length=2.0, resolution=128, interval=0.1)
+    usual = Usual(dimension=1, length=2.0, resolution=128, interval=0.05)
     degree = 3
 
     @property

@@ -44,6 +44,7 @@ class Burgers(Galerkin):
     defaults: ClassVar[Mapping[str, float]] = {"viscosity": 0.05}
     parameter_units: ClassVar[Mapping[str, str]] = {"viscosity": "m2 s-1"}
     nonnegative = ("viscosity",)
+    quantities: ClassVar[Mapping[str, str]] = {"momentum": "m s-1", "energy": "m2 s-2"}
     laws: ClassVar[Mapping[str, Fate]] = {"momentum": "conserved", "energy": "falling"}
     usual = Usual(dimension=1, length=2 * math.pi, resolution=256, interval=0.1)
     dimensions = (1,)

@@ -94,6 +94,8 @@ class Equation(ABC):
         positive, nonnegative: Parameters of which that is demanded.
         algebraic: Variables without a rate of change; their row of :meth:`rhs` is a constraint, nought if it holds.
         order: Order of accuracy of :meth:`step`.
+        quantities: Units of the :meth:`invariants`.
+        balanced: Names and units of the rows of :meth:`conserved`, if they are not the variables.
         laws: What becomes of each of the :meth:`invariants`; those that are not named are "budgeted": their rate of
             change has terms of either sign.
         usual: Box and frame interval for which the default parameters are meant.
@@ -107,6 +109,8 @@ class Equation(ABC):
     positive: ClassVar[tuple[str, ...]] = ()
     nonnegative: ClassVar[tuple[str, ...]] = ()
     algebraic: ClassVar[tuple[str, ...]] = ()
+    quantities: ClassVar[Mapping[str, str]] = {}
+    balanced: ClassVar[Mapping[str, str]] = {}
     laws: ClassVar[Mapping[str, Fate]] = {}
     order: ClassVar[int] = 4
     usual: ClassVar[Usual] = Usual()

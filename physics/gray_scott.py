@@ -40,6 +40,7 @@ class GrayScott(Galerkin):
     """
 
     variables = ("u", "v")
+    quantities: ClassVar[Mapping[str, str]] = {"total": "1", "product": "1"}
     units: ClassVar[Mapping[str, str]] = {"u": "1", "v": "1"}
     defaults: ClassVar[Mapping[str, float]] = {
         "diffusivity_u": 2e-5,

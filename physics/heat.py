@@ -34,6 +34,7 @@ class Heat(Galerkin):
     defaults: ClassVar[Mapping[str, float]] = {"diffusivity": 0.05}
     parameter_units: ClassVar[Mapping[str, str]] = {"diffusivity": "m2 s-1"}
     nonnegative = ("diffusivity",)
+    quantities: ClassVar[Mapping[str, str]] = {"mean": "K", "variance": "K2"}
     laws: ClassVar[Mapping[str, Fate]] = {"mean": "conserved", "variance": "falling"}
     usual = Usual(dimension=2, length=2 * math.pi, resolution=64, interval=0.2)
 

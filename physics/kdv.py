@@ -45,6 +45,7 @@ class KdV(Galerkin):
     units: ClassVar[Mapping[str, str]] = {"u": "m s-1"}
     defaults: ClassVar[Mapping[str, float]] = {"steepening": 1.0, "dispersion": 0.022**2}
     parameter_units: ClassVar[Mapping[str, str]] = {"steepening": "1", "dispersion": "m3 s-1"}
+    quantities: ClassVar[Mapping[str, str]] = {"mass": "m s-1", "momentum": "m2 s-2", "energy": "m3 s-3"}
     laws: ClassVar[Mapping[str, Fate]] = {"mass": "conserved", "momentum": "conserved", "energy": "conserved"}
     usual = Usual(dimension=1, length=2.0, resolution=256, interval=0.05)
     dimensions = (1,)

@@ -67,6 +67,12 @@ class Kolmogorov(Galerkin):
         "forcing": "m s-2",
         "wavenumber": "1",
     }
+    quantities: ClassVar[Mapping[str, str]] = {
+        "mean_vorticity": "s-1",
+        "energy": "m2 s-2",
+        "enstrophy": "s-2",
+        "palinstrophy": "m-2 s-2",
+    }
     laws: ClassVar[Mapping[str, Fate]] = {"mean_vorticity": "conserved"}
     usual = Usual(dimension=2, length=2 * math.pi, resolution=64, interval=0.2)
     dimensions = (2,)

@@ -45,8 +45,9 @@ class KuramotoSivashinsky(Galerkin):
     defaults: ClassVar[Mapping[str, float]] = {"instability": 1.0, "damping": 1.0}
     parameter_units: ClassVar[Mapping[str, str]] = {"instability": "m2 s-1", "damping": "m4 s-1"}
     positive = ("instability", "damping")
+    quantities: ClassVar[Mapping[str, str]] = {"mean": "m s-1", "energy": "m2 s-2"}
     laws: ClassVar[Mapping[str, Fate]] = {"mean": "conserved"}
-    usual = Usual(dimension=1, length=32 * math.pi, resolution=128, interval=1.0)
+    usual = Usual(dimension=1, length=32 * math.pi, resolution=96, interval=1.0)
     dimensions = (1,)
 
     def __init__(

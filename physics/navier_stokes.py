@@ -86,6 +86,13 @@ class NavierStokes(Equation):
     """
 
     variables = ("u", "v", "p")
+    quantities: ClassVar[Mapping[str, str]] = {
+        "momentum_x": "m s-1",
+        "momentum_y": "m s-1",
+        "energy": "m2 s-2",
+        "enstrophy": "s-2",
+        "divergence": "s-2",
+    }
     units: ClassVar[Mapping[str, str]] = {"u": "m s-1", "v": "m s-1", "p": "m2 s-2"}
     algebraic: ClassVar[tuple[str, ...]] = ("p",)
     defaults: ClassVar[Mapping[str, float]] = {"viscosity": 0.01, "drag": 0.0, "forcing": 0.0, "wavenumber": 4}

@@ -67,6 +67,8 @@ class ShallowWater(Galerkin):
         "mean_depth": "m",
         "viscosity": "m2 s-1",
     }
+    quantities: ClassVar[Mapping[str, str]] = {"mass": "m", "energy": "m3 s-2", "potential_enstrophy": "m-1 s-2"}
+    balanced: ClassVar[Mapping[str, str]] = {"hu": "m2 s-1", "hv": "m2 s-1", "h": "m"}
     laws: ClassVar[Mapping[str, Fate]] = {"mass": "conserved"}
     usual = Usual(dimension=2, length=2 * math.pi, resolution=64, interval=0.5)
     dimensions = (2,)

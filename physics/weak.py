@@ -39,7 +39,6 @@ from .grid import Axis, Grid
 
 LEAST_NODES, LEAST_INSIDE = 12, 5  # of an axis, of a window
 LEAST_FRAMES = 8  # with fewer the whole record is one window, and φ is 1 in time
-SPACE_POWER, TIME_POWER = 4, 2
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,20 @@ class Windows:
     Args:
         cells: Half-width along each axis, in cells; at most a quarter of the axis is taken.
         frames: Half-width in time, in frames; at most the record is taken.
+        space_power, time_power: p of the bump (1 − ξ²)^p, 3 or more in space and 2 or more in time.
     """
 
     cells: int = 10
     frames: int = 64
+    space_power: int = 4
+    time_power: int = 2
 
     def __post_init__(self) -> None:
         if self.cells < 3 or self.frames < 2:
             raise ValueError(f"windows: found {self.cells} cells, {self.frames} frames, wanted at least 3 and 2")
+        if self.space_power < 3 or self.time_power < 2:
+            found = f"powers {self.space_power} in space, {self.time_power} in time"
+            raise ValueError(f"windows: found {found}, wanted at least 3 and 2: φ must be smooth at its edges")
 
     def grid(self, grid: Grid) -> Grid:
         """Centres of the windows in space, as a grid."""
@@ -184,7 +189,11 @@ def _time_rows(windows: Windows, frames: int, interval: float) -> _Rows:
     centres = windows.times(frames, interval)
     H = min(2 * nodes[-1] / (len(centres) - 1), nodes[-1])
     return _rows(
-        nodes[None] - torch.tensor(centres, dtype=torch.float64)[:, None], weights, float(H), TIME_POWER, ends=True
+        nodes[None] - torch.tensor(centres, dtype=torch.float64)[:, None],
+        weights,
+        float(H),
+        windows.time_power,
+        ends=True,
     )
 
 
@@ -199,13 +208,13 @@ def _space_rows(windows: Windows, axis: Axis) -> _Rows:
             f"axis {axis.name!r}: found a window of half-width {H:g} with {least} nodes, wanted at least "
             f"{LEAST_INSIDE} (interpolate to an axis that is less stretched, or take windows of more cells)"
         )
-    return _rows(y, torch.tensor(axis.widths, dtype=torch.float64), H, SPACE_POWER, ends=False)
+    return _rows(y, torch.tensor(axis.widths, dtype=torch.float64), H, windows.space_power, ends=False)
 
 
 def _rows(y: Tensor, weights: Tensor, H: float, p: int, ends: bool) -> _Rows:
     """Rows for test functions (1 − ξ²)^p at the distances y (windows, nodes) from their centres."""
     xi = y / H
-    r = (1 - xi**2).clamp(min=0)  # nought outside; p ≥ 2 in time and p ≥ 3 in space keep all derivatives so
+    r = (1 - xi**2).clamp(min=0)  # nought outside, and so are all powers that are taken of it
     total = (r**p * weights).sum(1, keepdim=True)
     mean = r**p * weights / total
     first = 2 * p * xi * r ** (p - 1) / H * weights / total
