@@ -281,6 +281,7 @@ SHIPPED = {  # name -> module of this folder
         "kdv",
         "kolmogorov",
         "kuramoto_sivashinsky",
+        "navier_stokes",
         "shallow_water",
     )
 }
