@@ -22,7 +22,7 @@ from .galerkin import Galerkin
 from .grid import Grid
 from .operators import derivative
 
-CFL = 1.0  # dt·k_max·|α| U: stable to 2.8; at 1 the relative error over the usual interval is 1e-6
+CFL = 1.0  # dt·k_max·|α| U: stable to 2.8; at 1 the error over the usual interval is about 1e-5
 
 
 @register("kdv")
@@ -36,8 +36,8 @@ class KdV(Galerkin):
         grid: Periodic grid of one axis, in m.
         steepening: α, 1.
         dispersion: β, m3 s-1.
-        speed: Bound U on |u|, m s-1, that sets the time step dt = 1 / (k_max |α| U); 4 by default, with initial
-            states of rms 1 m s-1. Solitons outgrow the crest that they come from up to threefold.
+        speed: Bound U on |u|, m s-1, that sets the time step dt = 1 / (k_max |α| U); 5 by default, with initial
+            states of rms 1 m s-1, from which solitons of up to 4.1 were seen to grow.
         modes: Largest kept mode number (see :class:`Galerkin`).
     """
 
@@ -47,11 +47,11 @@ class KdV(Galerkin):
     parameter_units: ClassVar[Mapping[str, str]] = {"steepening": "1", "dispersion": "m3 s-1"}
     quantities: ClassVar[Mapping[str, str]] = {"mass": "m s-1", "momentum": "m2 s-2", "energy": "m3 s-3"}
     laws: ClassVar[Mapping[str, Fate]] = {"mass": "conserved", "momentum": "conserved", "energy": "conserved"}
-    usual = Usual(dimension=1, length=2.0, resolution=256, interval=0.05)
+    usual = Usual(dimension=1, length=2.0, resolution=128, interval=0.05)
     dimensions = (1,)
 
     def __init__(
-        self, grid: Grid, *, speed: float = 4.0, modes: int | Sequence[int] | None = None, **parameters: float
+        self, grid: Grid, *, speed: float = 5.0, modes: int | Sequence[int] | None = None, **parameters: float
     ) -> None:
         super().__init__(grid, modes, **parameters)
         self.speed = self.bound(speed)

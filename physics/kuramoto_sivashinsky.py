@@ -33,11 +33,11 @@ class KuramotoSivashinsky(Galerkin):
         instability: α, m2 s-1.
         damping: β, m4 s-1.
         speed: Bound U on |u|, m s-1, that sets the time step dt = 1 / (k_max U). None takes 4 α √(α/β): the largest
-            value on the attractor is about 3.5 in these units.
+            value met on the attractor was 3.3.
         modes: Largest kept mode number (see :class:`Galerkin`).
 
-    With α = β = 1 on a box of 32π m, 128 nodes resolve the flow (k_max = 4; the spectrum has then fallen by more than
-    ten decades); errors grow tenfold in about 25 s.
+    With α = β = 1 on a box of 32π m and 96 nodes the power spectrum falls by 5 decades to the cut-off, the rms is
+    1.3 m s-1, and errors grow tenfold in 26 s. More nodes only make the law stiffer.
     """
 
     variables = ("u",)

@@ -2,18 +2,18 @@
 
 Four forms of one law, since none serves every purpose:
 
-==========  ==========================================  ==========  ===========================================
-form        residual field                              error in Δ  for
-==========  ==========================================  ==========  ===========================================
-`strong`    δ_t u − F(u), δ_t a centred difference      Δ⁴ (Δ², Δ⁶) densely sampled, smooth fields
-`defect`    u₁ − Φ_Δ(u₀), Φ the solver's own map        solver's    any Δ; costs a solver run
-`hermite`   u₁ − u₀ − Δ/2 (F₀ + F₁) + Δ²/12 (Ḟ₁ − Ḟ₀)   Δ⁵          moderate Δ; no solver, and both frames alike
-`weak`      balance over cells of space and time        windows     shocks and noise (see `weak.py`)
-==========  ==========================================  ==========  ===========================================
+=========  ==========================================  ===========  ===============================================
+form       residual field                              of truth     for
+=========  ==========================================  ===========  ===============================================
+`strong`   δ_t u − F(u), δ_t a centred difference      Δ², Δ⁴, Δ⁶   densely sampled, smooth fields
+`defect`   u₁ − Φ_Δ(u₀), Φ the solver's own map        the step's   any Δ; costs a solver run
+`hermite`  u₁ − u₀ − Δ/2 (F₀ + F₁) + Δ²/12 (Ḟ₁ − Ḟ₀)   Δ⁵           moderate Δ; no solver, and both frames alike
+`weak`     balance over cells of space and time        see `weak`   shocks and noise
+=========  ==========================================  ===========  ===============================================
 
 Ḟ = F′(u) F is the second time derivative along solutions, a directional derivative of the right-hand side. The
-Hermite form is the two-point quadrature of Hermite with its error −Δ⁵ u⁽⁵⁾/720 (Hairer, Nørsett & Wanner 1993,
-section II.13); it contains one power of F more than the strong form, so it weighs high wavenumbers more.
+Hermite form is Hermite's two-point quadrature: of the truth it leaves Δ⁵ u⁽⁵⁾/720 (Hairer, Nørsett & Wanner 1993,
+section II.13). It contains one power of F more than the strong form, so it weighs high wavenumbers more.
 
 A residual is a *field*. Its norm (:func:`rms`), and the amplitude that the norm is judged by (:func:`scale`,
 :func:`relative`), are other functions: a field that is shrunk towards nought has a small residual, too. Where the
@@ -61,9 +61,14 @@ def residual(
         r: Tensor = weak(equation, u, interval)
         return r
     if form == "strong":
-        rate = ddt(u, interval, _time(equation), accuracy)
+        rate = _rate(equation, u, interval, accuracy)
         lost = u.shape[_time(equation)] - rate.shape[_time(equation)]
         return rate - equation.rhs(u.narrow(_time(equation), lost // 2, rate.shape[_time(equation)]))
+    if equation.algebraic:
+        raise ValueError(
+            f"residual: found {equation.algebraic} of {equation.name} without a rate of change, wanted the strong or "
+            f"the weak form (the {form} form advances every variable)"
+        )
     u0, u1 = _pairs(equation, u)
     if form == "defect":
         return u1 - equation.advance(u0, interval)
@@ -86,7 +91,7 @@ def scale(equation: Equation, u: Tensor, interval: float, form: Form = "defect",
         s: Tensor = weak_scale(equation, u, interval)
         return s
     if form == "strong":
-        return ddt(u, interval, _time(equation), accuracy)
+        return _rate(equation, u, interval, accuracy)
     u0, u1 = _pairs(equation, u)
     return u1 - u0
 
@@ -102,15 +107,26 @@ def rms(r: Tensor, grid: Grid) -> Tensor:
     return (weights * r.square()).mean(dim=space).sqrt()
 
 
-def relative(r: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+def relative(r: Tensor, scale: Tensor, grid: Grid, over_time: bool = False) -> Tensor:
     """Amplitude-normalised residual, rms(r)/rms(scale), for each frame and variable: (…, T′, C), float64.
 
     Args:
         r: Residual field (…, T′, C, *space) of any form.
         scale: What :func:`scale` says of the same frames and form.
         grid: Their grid.
+        over_time: Take both means over time, too: (…, C). Frames in which little happens then count for little.
     """
-    return rms(r, grid) / rms(scale, grid)
+    a, b = rms(r, grid), rms(scale, grid)
+    return (a.square().mean(dim=-2) / b.square().mean(dim=-2)).sqrt() if over_time else a / b
+
+
+def _rate(equation: Equation, u: Tensor, interval: float, accuracy: int | None) -> Tensor:
+    """δ_t u, and 0 for variables that have no rate of change (their row of the law is a constraint)."""
+    rate = ddt(u, interval, _time(equation), accuracy)
+    if not equation.algebraic:
+        return rate
+    evolves = torch.tensor([v not in equation.algebraic for v in equation.variables], device=u.device)
+    return rate * evolves.to(u.dtype).reshape(-1, *(1,) * equation.grid.ndim)
 
 
 def _time(equation: Equation) -> int:
