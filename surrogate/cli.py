@@ -13,6 +13,8 @@ from importlib import import_module
 
 from .. import __version__
 from .design_verb import add_options as _design_options
+from .diagnose_verb import add_options as _diagnose_options
+from .ensemble_verb import add_steps as _ensemble_steps
 
 __all__ = ["main"]
 
@@ -54,7 +56,14 @@ _EQUATIONS = (
     "shallow_water"
 )
 
+_PARTS = """\
+  lapse ensemble init MODEL DATA --steps 40 --members 10000 --keep latents --out ens.zarr
+  lapse ensemble run ens.zarr --part 3/8        any process, machine and order; twice does no harm
+  lapse ensemble status ens.zarr                at any time
+  lapse ensemble finalise ens.zarr"""
+
 _KEPT = {
+    "ensemble": "Completed blocks are kept: the same command goes on from them (init: with --resume).",
     "forecast": "Completed blocks of a zarr store are kept: the same command with --resume goes on from them.",
     "simulate": "Completed trajectories are kept: the same command with --resume goes on from them.",
     "train": "Finished stages and the last checkpoint are kept: the same command goes on from them.",
@@ -90,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lapse {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for build in (_simulate, _train, _forecast, _design, _score, _check, _inspect, _report):
+    for build in (_simulate, _train, _forecast, _ensemble, _design, _score, _diagnose, _check, _inspect, _report):
         build(verbs)
     return parser
 
@@ -229,6 +238,18 @@ def _design(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     _data(verb, "data", "analyses, the last of which the search starts from")
     _design_options(verb)
     _quiet(verb)
+
+
+def _diagnose(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = _verb(verbs, "diagnose", "measure how well data obey a law, without a model")
+    _data(verb, "data", "simulation, analyses or forecast")
+    _diagnose_options(verb, _assignment)
+    _quiet(verb)
+
+
+def _ensemble(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = _verb(verbs, "ensemble", "make a large ensemble in parts, by many processes", _PARTS)
+    _ensemble_steps(verb, _verb, _data)
 
 
 def _truth(verb: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ path and hash of the model, and the frames that the members start from; the inpu
 
 import json
 import os
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,7 +82,8 @@ class Plan:
         if path.exists() and not resume:
             raise StoreError(f"{path} exists. Continue it (resume=True, --resume), or choose another path")
         if resume and home.exists():
-            keep = keeper(keep.name, {**keep.options, **_begun(path, home, keep.name)})
+            keep = copy(keep)
+            keep.shard = _begun(path, home, keep)
         template, shards, chunks = keep.layout(job)
         if resume and home.exists():
             begun = ShardedWriter.open(home)
@@ -268,15 +270,14 @@ def _load(path: Path, made_by: dict[str, Any], device: str) -> "Model":
         raise StoreError(f"the model of {path} cannot be loaded: {error}") from error
 
 
-def _begun(path: Path, home: Path, name: str) -> dict[str, Any]:
-    """Options that a continued store keeps, whatever is asked for: the members of a block."""
-    if (path / FOLDER / "job.json").exists():
-        told = described(path)
-        if told["keep"] != name:
-            raise StoreError(f"{path} keeps {told['keep']}, asked for {name}. Choose another path")
-        return {"shard": told["options"]["shard"]}
-    shard = ShardedWriter.open(home).plan.shards.get("member")
-    return {} if shard is None else {"shard": shard}
+def _begun(path: Path, home: Path, keep: Keep) -> int:
+    """Members of a block, which a continued store keeps, whatever is asked for."""
+    if not (path / FOLDER / "job.json").exists():
+        return ShardedWriter.open(home).plan.shards.get("member", keep.shard)
+    told = described(path)
+    if told["keep"] != keep.name:
+        raise StoreError(f"{path} keeps {told['keep']}, asked for {keep.name}. Choose another path")
+    return int(told["options"]["shard"])
 
 
 def _redo_the_last(begun: ShardedWriter, path: Path, members: int) -> None:

@@ -20,7 +20,7 @@ from .align import canonical, positions
 from .moments import Moments, Physics, moments
 from .pairs import Pairs, pair
 
-__all__ = ["Physics", "equation_physics", "score"]
+__all__ = ["Physics", "equation_physics", "score", "summarised"]
 
 Array = NDArray[np.float64]
 Scores = dict[str, tuple[tuple[str, ...], Array]]
@@ -151,6 +151,16 @@ def score(
     scores["members_used"] = (("init_time", "lead_time"), m["used"])
     scores["starts_used"] = (("lead_time",), pairs.kept.sum(axis=0))
     return _described(scores, m, pairs, tuple(coverage), tuple(baselines or ()))
+
+
+def summarised(m: Moments, pairs: Pairs, coverage: tuple[float, ...]) -> xr.Dataset:
+    """The scores of moments that came from elsewhere (`statistics`), over starts, without spectra and baselines."""
+    lead = ("lead_time",)
+    mean = _mean_over_starts
+    scores = _accuracy(m, mean, lead) | _calibration(m, mean, lead) | _budgets(m, mean, lead)
+    scores["members_used"] = (("init_time", "lead_time"), m["used"])
+    scores["starts_used"] = (lead, pairs.kept.sum(axis=0))
+    return _described(scores, m, pairs, coverage, ()).drop_dims("band")
 
 
 def equation_physics(spec: FieldSpec, variables: Sequence[str]) -> Physics | None:

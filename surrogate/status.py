@@ -74,11 +74,12 @@ def status(path: str | Path) -> Status:
     return Status(
         path=str(path), keep=told["keep"], members=told["members"], blocks=len(names), done=len(times),
         bytes=sum(_bytes(f) for f in path.rglob("*")), rate=60 * (len(recent) - 1) / span if span else None,
-        idle=max(0.0, now - times[-1]) if times else None, complete=_finished(path, told["keep"], writer),
+        idle=max(0.0, now - times[-1]) if times else None,
+        complete=_finished(path, told["keep"], told["members"], writer),
     )  # fmt: skip
 
 
-def _finished(path: Path, keep: str, writer: ShardedWriter) -> bool:
+def _finished(path: Path, keep: str, members: int, writer: ShardedWriter) -> bool:
     """Of statistics, whether the merged ones are those of all members."""
     if keep != "statistics":
         return writer.complete
@@ -86,7 +87,7 @@ def _finished(path: Path, keep: str, writer: ShardedWriter) -> bool:
         made = json.loads((path / "manifest.json").read_text())
     except FileNotFoundError:
         return False
-    return writer.complete and made["identity"].get("groups") == writer.plan.sizes["group"]
+    return writer.complete and made["identity"].get("members") == members
 
 
 def _time(marker: Path) -> float:

@@ -20,10 +20,24 @@ from ..datasets.problem import Problem, SpecError
 from ..datasets.shards import ShardedWriter, StoreError
 from ..datasets.spec import FieldSpec
 from .design_verb import design
+from .diagnose_verb import diagnose
+from .ensemble_verb import ensemble
 from .model import Model
 from .package import load, shipped
 
-__all__ = ["check", "design", "forecast", "inspect", "report", "score", "simulate", "train", "write_netcdf"]
+__all__ = [
+    "check",
+    "design",
+    "diagnose",
+    "ensemble",
+    "forecast",
+    "inspect",
+    "report",
+    "score",
+    "simulate",
+    "train",
+    "write_netcdf",
+]
 
 
 def simulate(options: Namespace) -> None:
