@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .datasets.spec import FieldSpec as FieldSpec
     from .datasets.spec import SpecError as SpecError
     from .surrogate import targets as objectives
+    from .surrogate.diagnose import diagnose as diagnose
     from .surrogate.package import load as load
     from .surrogate.scores import score as score
 
@@ -31,11 +32,12 @@ _HOME = {
     "FieldSpec": ".datasets.spec",
     "SpecError": ".datasets.spec",
     "open_dataset": ".datasets.open",
+    "diagnose": ".surrogate.diagnose",
     "load": ".surrogate.package",
     "score": ".surrogate.scores",
 }
 
-__all__ = ["FieldSpec", "SpecError", "__version__", "load", "objectives", "open_dataset", "score"]
+__all__ = ["FieldSpec", "SpecError", "__version__", "diagnose", "load", "objectives", "open_dataset", "score"]
 
 
 def __getattr__(name: str) -> Any:

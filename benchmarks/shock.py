@@ -1,6 +1,7 @@
 """Weak residuals at shocks: does the truth score better than what only looks like it?
 
-    python benchmarks/shock.py
+    python benchmarks/shock.py            # write the record
+    python benchmarks/shock.py --scan     # print the table by which the windows were chosen, on the first truth alone
 
 Three truths that nobody here computed with a solver of this library: the shock of Burgers' equation of Raissi,
 Perdikaris & Karniadakis (2019, doi:10.1016/j.jcp.2018.10.045; `raissi_1d/burgers_shock.mat`, u = −sin πx at first,
@@ -15,9 +16,11 @@ The residual's norm is the rms over windows; for shallow water the root of the m
 term)² over momentum and depth.
 """
 
+import argparse
 import math
 import os
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,7 +32,7 @@ from lapse.physics.equation import Equation
 from lapse.physics.grid import Axis, Grid
 from lapse.physics.residual import residual
 from lapse.physics.shallow_water import ShallowWater
-from lapse.physics.weak import scale, weak
+from lapse.physics.weak import Windows, scale, weak
 from record import ROOT, Row, quick, record, show
 
 DATA = Path(os.environ.get("LAPSE_DATA", ROOT.parent / "shared" / "data")) / "raissi_1d" / "burgers_shock.mat"
@@ -227,7 +230,58 @@ def rows(name: str, judge: Judge, speed: float, targets: bool) -> list[Row]:
     return found
 
 
+def scan() -> None:
+    """Windows of several sizes and powers, each also with the shock at other places within them."""
+    law, u, interval = burgers()
+    judge = Judge(law, u, interval)
+    noise = [judge.noisy(seed) for seed in range(8)]
+    counterfeits = fakes(u, law.grid, interval, 0.3).values()
+    print("p (x, t)  cells  frames  truth [rms]       elsewhere  least fake    0.1 % noise         in the mean")
+    for powers, cells, frames in product(((3, 2), (4, 2), (4, 4), (6, 2)), (6, 8, 10, 12, 16, 24), (16, 32, 64, 99)):
+        windows = Windows(cells, frames, *powers)
+
+        def norms(v: Tensor, windows: Windows = windows) -> tuple[float, float]:
+            r = weak(law, v, interval, windows)
+            return float(r.square().mean().sqrt()), float(r.abs().mean())
+
+        truth, mean = norms(u)
+        shifted = [norms(u.roll(i, -1))[0] for i in range(1, 12, 2)]
+        least = min(norms(v)[0] for v in counterfeits) / truth
+        heard = [norms(v) for v in noise]
+        ratio = [r / truth for r, _ in heard]
+        noises = (
+            f"{sum(ratio) / 8:5.2f} ({min(ratio):.2f} to {max(ratio):.2f})   {sum(m for _, m in heard) / 8 / mean:5.2f}"
+        )
+        places = f"{min(shifted):.2e} to {max(shifted):.2e}"
+        print(f"{powers}    {cells:3}    {frames:3}     {truth:.2e}  {places}  {least:6.1f}     {noises}", flush=True)
+    for name, norm in (("rms", lambda r: float(r.square().mean().sqrt())), ("mean", lambda r: float(r.abs().mean()))):
+        truth = norm(boxes(u, interval))
+        least = min(norm(boxes(v, interval)) for v in counterfeits) / truth
+        loud = sum(norm(boxes(v, interval)) for v in noise) / 8 / truth
+        print(
+            f"plain balance of 16 x 16 boxes, {name}: truth {truth:.2e}, least fake {least:.1f}, 0.1 % noise {loud:.2f}"
+        )
+
+
+def boxes(u: Tensor, interval: float, size: int = 16) -> Tensor:
+    """Balance of Burgers' flux over boxes of size x size intervals, by the trapezoid rule: φ = 1 inside, 0 outside."""
+    u = torch.cat((u[:, 0], u[:, 0, :1]), dim=1)
+    h, nu = 2 / (u.shape[1] - 1), 0.01 / math.pi
+    flux = u * u / 2 - nu * torch.gradient(u, spacing=h, dim=1, edge_order=2)[0]
+    found = []
+    for i in range(0, u.shape[0] - size, size):
+        for j in range(0, u.shape[1] - size, size):
+            change = torch.trapezoid(u[i + size, j : j + size + 1] - u[i, j : j + size + 1], dx=h)
+            passed = torch.trapezoid(flux[i : i + size + 1, j + size] - flux[i : i + size + 1, j], dx=interval)
+            found.append((change + passed) / (size * h * size * interval))
+    return torch.stack(found)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--scan", action="store_true", help="print how truth, fakes and noise depend on the windows")
+    if parser.parse_args().scan:
+        return scan()
     start = time.perf_counter()
     found: list[Row] = []
     if DATA.is_file():

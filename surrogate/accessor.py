@@ -2,6 +2,7 @@
 
     ds.lapse.forecast(model, steps=40, members=32)      is      model.forecast(ds, steps=40, members=32)
     ds.lapse.score(truth)                               is      lapse.score(ds, truth)
+    ds.lapse.diagnose("kolmogorov", viscosity=0.012)    is      lapse.diagnose(ds, "kolmogorov", viscosity=0.012)
 
 A model is a `Model`, the name of a shipped one, or a directory; a name is loaded anew at every call, hence load a model
 that is used more than once. `import lapse` registers the accessor (see `registration`).
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 if TYPE_CHECKING:
+    from ..physics.equation import Equation
     from .model import Model
     from .targets import Objective
 
@@ -55,6 +57,12 @@ class Accessor:
         from .scores import score
 
         return score(self._ds, truth, **options)
+
+    def diagnose(self, equation: "str | Equation | None" = None, **options: Any) -> xr.Dataset:
+        """How well these fields obey a law; ``options`` as for `lapse.diagnose`."""
+        from .diagnose import diagnose
+
+        return diagnose(self._ds, equation, **options)
 
     def report(self, truth: xr.Dataset | None = None, path: str | Path = "report.html", **options: Any) -> Path:
         """Write a page about this forecast; ``options`` as for `lapse.surrogate.report`."""

@@ -1,9 +1,9 @@
-"""Scores as short aligned text, for the command line and the report."""
+"""Scores and diagnoses as short aligned text, for the command line and the report."""
 
 import numpy as np
 import xarray as xr
 
-__all__ = ["lead_label", "skill_table", "spread_leads"]
+__all__ = ["diagnosis_table", "lead_label", "skill_table", "spread_leads"]
 
 _COLUMNS = {"CRPS": "crps", "RMSE": "rmse", "VRMSE": "vrmse", "spread/skill": "spread_skill"}
 
@@ -83,3 +83,52 @@ def lead_values(leads: xr.DataArray) -> tuple[np.ndarray[tuple[int], np.dtype[np
         unit, size = lead_unit(leads)
         return leads.values.astype("m8[us]").astype(np.float64) / 1e6 / size, unit
     return leads.values.astype(np.float64), str(leads.attrs.get("units", ""))
+
+
+def diagnosis_table(found: xr.Dataset) -> str:
+    """What `lapse.diagnose` has found, over all series and frames, as text."""
+    lines = [f"{found.attrs['equation']} {found.attrs['parameters']}, {found.attrs['residual_form']} residual"]
+    bands = [str(b) for b in found["band"].values] if "band" in found.coords else []
+    floor = ["over floor"] if "residual_over_floor" in found else []
+    rows = [["", "rms", "units", "relative", *floor, *bands]]
+    for v in found["variable"].values:
+        one = found.sel(variable=v)
+        row = [str(v), _number(_root(one["residual_rms"])), str(one["units"].values)]
+        relative = _root(one["residual_rms"]) / _root(one["residual_scale"])
+        row += [_number(relative), *(_number(relative / float(one["residual_floor"])) for _ in floor)]
+        row += [_number(_root(one["residual_band_relative"].sel(band=b))) for b in bands]
+        rows.append(row)
+    lines += _aligned(rows)
+    if "quantity" in found.dims:
+        time = found["invariant"].dims[-1]
+        rows = [["", "at first", "units", "at last", "largest drift", "relative", ""]]
+        for q in found["quantity"].values:
+            one = found.sel(quantity=q)
+            ends = [_number(float(one["invariant"].isel({time: i}).mean())) for i in (0, -1)]
+            drift, relative = (float(abs(one[n]).max()) for n in ("drift", "drift_relative"))
+            unit, fate = str(one["quantity_units"].values), str(one["fate"].values)
+            rows.append([str(q), ends[0], unit, ends[1], _number(drift), _number(relative), fate])
+        lines += ["", *_aligned(rows)]
+    for name in ("divergence_relative", "boundary_error", "seam"):
+        if name in found:
+            about, largest = found[name].attrs, _number(float(found[name].max()))
+            unit = "" if about["units"] == "1" else f" {about['units']}"
+            lines.append(f"{about['long_name']}, at most: {largest}{unit}")
+    if lost := found.attrs["frames_not_finite"]:
+        lines.append(f"{lost} frames are not finite, and left out")
+    return "\n".join(lines)
+
+
+def _root(values: xr.DataArray) -> float:
+    """Root mean square over everything, of what is finite."""
+    square = values.values[np.isfinite(values.values)] ** 2
+    return float(np.sqrt(square.mean())) if square.size else float("nan")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
