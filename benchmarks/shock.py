@@ -199,7 +199,9 @@ def rows(name: str, judge: Judge, speed: float, targets: bool) -> list[Row]:
         shifted = [judge(u.roll(i, -1)) for i in range(4 if quick() else 12)]
         found += [
             Row(f"3.2 {name}: weak residual over the largest term", truth / size, None, None, "1"),
-            Row(f"3.2 {name}: weak residual, windows elsewhere", max(shifted), (min(shifted), max(shifted)), None, unit),
+            Row(
+                f"3.2 {name}: weak residual, windows elsewhere", max(shifted), (min(shifted), max(shifted)), None, unit
+            ),
             Row(f"3.2 {name}: mean |weak residual| of the truth", judge.mean(u), None, None, "m s-2"),
         ]
         least = min(judge.mean(v) for v in counterfeits.values()) / judge.mean(u)

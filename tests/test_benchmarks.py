@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMISED = {
     "design": ["2.2 box: gain, lapse / cma-es", "2.2 designs whose interval holds", "2.2 largest violation"],
     "latents": ["4 mean after decoding", "4 mass after decoding", "4 divergence after decoding"],
-    "shock": ["3.2 dam break, stoker: weak residual", "3.2 dam break, ritter: drifting", "3.2 dam break, stoker: entropy"],
+    "shock": ["3.2 dam break, stoker: weak residual", "3.2 dam break, ritter: drifting", "3.2 dam break, stoker: ent"],
     "speed": ["2.2 pixel crps / fast decoded", "2.2 import lapse loads"],
     "forecast": ["2.1 rmse of fast's mean / best", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],
 }
