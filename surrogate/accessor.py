@@ -15,6 +15,7 @@ import xarray as xr
 
 if TYPE_CHECKING:
     from ..physics.equation import Equation
+    from .layouts import Layout
     from .model import Model
     from .targets import Objective
 
@@ -63,6 +64,12 @@ class Accessor:
         from .diagnose import diagnose
 
         return diagnose(self._ds, equation, **options)
+
+    def to_layout(self, layout: "Layout") -> xr.Dataset:
+        """This forecast under the names of "weatherbench", "ecmwf" or "climpred"; see `lapse.surrogate.layouts`."""
+        from .layouts import to_layout
+
+        return to_layout(self._ds, layout)
 
     def report(self, truth: xr.Dataset | None = None, path: str | Path = "report.html", **options: Any) -> Path:
         """Write a page about this forecast; ``options`` as for `lapse.surrogate.report`."""
