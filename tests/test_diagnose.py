@@ -361,3 +361,30 @@ def test_accessor_and_command_line(store: Path, ds: xr.Dataset, tmp_path: Path, 
     assert main(["diagnose", str(store), "--equation", "heat", "--quiet"]) == 1
     assert "wanted temperature in K" in printed.readouterr().err
     assert main(["diagnose", str(store), "--form", "weak", "--floor", "0.01", "--quiet"]) == 0
+
+
+def test_chaos_that_others_solved_and_cast_into_their_own_form(lapse_data: Path) -> None:
+    """Kuramoto–Sivashinsky (Rudy et al. 2017): strong residual 1e-3, its mean kept; late from t = 60 on, refused."""
+    io = pytest.importorskip("scipy.io")
+    path = lapse_data / "kuramoto_sivashinsky" / "kuramoto_sivishinky.mat"
+    if not path.is_file():
+        pytest.skip("kuramoto_sivishinky.mat not found in LAPSE_DATA")
+    file = io.loadmat(path)
+    coords = {"x": ("x", file["x"].ravel(), {"units": "m"}), "t": ("t", file["tt"].ravel(), {"units": "s"})}
+    theirs = xr.Dataset({"uu": (("x", "t"), file["uu"], {"units": "m/s"})}, coords).isel(t=slice(100, None))
+    told: dict[str, Any] = {"variables": {"u": "uu"}, "dims": {"time": "t"}, "periodic": {"x": True}}
+    found = diagnose(theirs, "kuramoto_sivashinsky", form="strong", **told)
+    assert overall(found) < 2e-3
+    assert found["residual_u"].dims == ("t", "x")
+    assert float(abs(found["drift"].sel(quantity="mean")).max()) < 1e-6
+    late = theirs.copy(data={"uu": theirs["uu"].shift(t=1, fill_value=0).where(theirs["t"] > 60, theirs["uu"])})
+    broken = diagnose(late, "kuramoto_sivashinsky", form="strong", units={"u": "m/s"}, **told)
+    assert overall(broken) > 50 * overall(found)
+
+
+def test_a_forecast_of_a_model_can_be_diagnosed_as_it_comes(tiny_model: Any, analyses: xr.Dataset) -> None:
+    fc = tiny_model.forecast(analyses, 3, 2, progress=False)
+    found = fc.lapse.diagnose(tiny_model.spec.equation)
+    assert found["residual_relative"].dims == ("variable", "init_time", "member", "lead_time")
+    assert np.isfinite(found["residual_relative"].isel(lead_time=slice(1, None))).all()
+    assert float(found["residual_overall"].min()) > 0.5  # random weights know no law
