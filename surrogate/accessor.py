@@ -37,6 +37,10 @@ class Accessor:
         """The initial condition near this one with the best objective; ``options`` as for `Model.design`."""
         return _model(model).design(self._ds, objective, steps, **options)
 
+    def augment(self, model: "Model | str | Path", samples: int = 32, **options: Any) -> xr.Dataset:
+        """Samples of complete fields given these, which are sparse or noisy; ``options`` as for `Model.augment`."""
+        return _model(model).augment(self._ds, samples, **options)
+
     def check(self, model: "Model | str | Path", *, members: bool = False) -> xr.Dataset:
         """This Dataset as the model needs it, or a SpecError that names every problem at once."""
         return _model(model).check(self._ds, members=members)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
+from .augment_verb import add_options as _augment_options
 from .design_verb import add_options as _design_options
 from .diagnose_verb import add_options as _diagnose_options
 from .ensemble_verb import add_steps as _ensemble_steps
@@ -99,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lapse {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for build in (_simulate, _train, _forecast, _ensemble, _design, _score, _diagnose, _check, _inspect, _report):
+    for build in (_simulate, _train, _forecast, _ensemble, _design, _augment, _score):
+        build(verbs)
+    for build in (_diagnose, _check, _inspect, _report):
         build(verbs)
     return parser
 
@@ -237,6 +240,14 @@ def _design(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     verb.add_argument("model", metavar="MODEL", help="name of a shipped model, or a directory")
     _data(verb, "data", "analyses, the last of which the search starts from")
     _design_options(verb)
+    _quiet(verb)
+
+
+def _augment(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = _verb(verbs, "augment", "sample complete fields given sparse ones, or trajectories to train on")
+    verb.add_argument("model", metavar="MODEL", help="name of a shipped model, or a directory")
+    _data(verb, "data", "observations, NaN where there is none")
+    _augment_options(verb)
     _quiet(verb)
 
 

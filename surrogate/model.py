@@ -18,6 +18,8 @@ from ..datasets.check import check
 from ..datasets.fields import to_dataset, to_tensor
 from ..datasets.spec import FieldSpec
 from ..datasets.time import phase as phase_of
+from .augment import augment
+from .climate import Climate
 from .design import design
 from .emulator import Emulator, Mode
 from .ensemble import Plan, planned
@@ -41,6 +43,7 @@ class Model:
         spec: what it was trained on: variables, units, grid, frame interval, masks.
         emulator: the networks.
         name, config, card: as in its package; ``card`` is the model card in Markdown.
+        climate: mean and covariance of the training latents, which `augment` needs; None where the package has none.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Model:
         self.config = config
         self.card = card
         self.source = source
+        self.climate: Climate | None = None
 
     @property
     def spec(self) -> FieldSpec:
@@ -131,6 +135,13 @@ class Model:
         ``options`` as for `lapse.surrogate.design.design`; ``sense="maximise"`` or ``"minimise"`` must be among them.
         """
         return design(self, ds, objective, steps, **options)
+
+    def augment(self, observed: xr.Dataset | xr.DataArray, samples: int = 32, **options: Any) -> xr.Dataset:
+        """Samples of complete fields given sparse, masked or noisy ones, with dims ``(member, time, *space)``.
+
+        ``options`` as for `lapse.surrogate.augment.augment`, of which ``error`` is the one that is mostly needed.
+        """
+        return augment(self, observed, samples, **options)
 
     @torch.no_grad()
     def encode(self, ds: xr.Dataset | xr.DataArray) -> xr.Dataset:

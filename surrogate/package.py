@@ -4,6 +4,7 @@
     config.json         sizes and names; every class is looked up in our own registry, none is imported by name
     spec.json           what the fields are
     README.md           the model card, with the measured figures
+    climate.safetensors mean and covariance of the training latents, for `augment`; a model may lack it
 
 Nothing is unpickled and nothing is instantiated from a path in a file. The config holds the sha256 of the weights, and
 a load that finds others is refused.
@@ -48,6 +49,7 @@ def load(name: str | Path, device: str = "cpu") -> "Model":
     from safetensors import SafetensorError
     from safetensors.torch import load as load_tensors
 
+    from .climate import Climate
     from .model import Model
 
     folder = SHIPPED / str(name) if str(name) in shipped() else Path(name)
@@ -81,9 +83,11 @@ def load(name: str | Path, device: str = "cpu") -> "Model":
     except (RuntimeError, SafetensorError) as problem:
         raise PackageError(f"{folder}: the weights are not those of config.json and spec.json: {problem}") from problem
     card = folder / "README.md"
-    return Model(
+    model = Model(
         emulator.to(device).eval(), config["name"], config, card.read_text() if card.exists() else "", source=folder
     )
+    model.climate = Climate.load(folder / "climate.safetensors", digest)
+    return model
 
 
 def save(model: "Model", path: str | Path) -> Path:
@@ -104,6 +108,8 @@ def save(model: "Model", path: str | Path) -> Path:
         "name": model.name,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
+    if model.climate is not None:
+        model.climate.save(folder / "climate.safetensors", str(config["sha256"]))
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     return folder
 

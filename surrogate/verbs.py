@@ -19,6 +19,7 @@ from ..datasets.open import open_dataset
 from ..datasets.problem import Problem, SpecError
 from ..datasets.shards import ShardedWriter, StoreError
 from ..datasets.spec import FieldSpec
+from .augment_verb import augment
 from .design_verb import design
 from .diagnose_verb import diagnose
 from .ensemble_verb import ensemble
@@ -26,6 +27,7 @@ from .model import Model
 from .package import load, shipped
 
 __all__ = [
+    "augment",
     "check",
     "design",
     "diagnose",

@@ -1,0 +1,80 @@
+"""The climate of latents: unitary waves, the covariance it was given, symmetries, and a file for one model only."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lapse import SpecError
+from lapse.surrogate.climate import Climate, cell_mean, fit_climate, from_waves, periods, to_waves
+from lapse.surrogate.model import Model
+from lapse.surrogate.package import load
+
+
+def shrunk_climate(z: torch.Tensor, cell: tuple[int, ...]) -> Climate:
+    """The climate of latents as they are, without an autoencoder."""
+    from lapse.surrogate.climate import _root
+
+    mean = cell_mean(z.mean(dim=0), cell)
+    nought = torch.zeros(1, dtype=torch.float64)
+    return Climate(mean, _root(to_waves(z - mean, cell)), cell, nought, nought, torch.zeros(1))
+
+
+@pytest.mark.parametrize("cell", [(4, 6), (1, 1), (2, 3), (4, 1)])
+def test_waves_are_unitary_and_go_back(cell: tuple[int, ...]) -> None:
+    z = torch.randn(5, 3, 4, 6, dtype=torch.float64)
+    waves = to_waves(z, cell)
+    assert waves.shape == (5, 24 // (cell[0] * cell[1]), 3 * cell[0] * cell[1])
+    assert torch.allclose(waves.abs().square().sum(), z.square().sum())
+    assert torch.allclose(from_waves(waves, z.shape[1:], cell), z, atol=1e-12)
+
+
+def test_draws_have_the_covariance_of_the_data() -> None:
+    """Of 4000 independent states of a known Gaussian, every entry within the sampling error."""
+    A = torch.randn(12, 12, dtype=torch.float64) / 3
+    z = (torch.randn(4000, 12, dtype=torch.float64) @ A.T).reshape(-1, 2, 2, 3) + 1.5
+    climate = shrunk_climate(z, (2, 3))
+    draws = climate(torch.randn(8000, climate.size, dtype=torch.float64)).flatten(1)
+    wanted = A @ A.T
+    assert (torch.cov(draws.T) - wanted).abs().max() < 0.1 * wanted.diagonal().max()
+    assert (draws.mean(dim=0) - 1.5).abs().max() < 0.1
+
+
+def test_a_symmetry_is_shared_by_all_draws() -> None:
+    """White noise, smoothed along a ring: one shift is enough to know its covariance, from few states."""
+    white = torch.randn(60, 1, 16, dtype=torch.float64)
+    z = white + 0.5 * (white.roll(1, -1) + white.roll(-1, -1))
+    draws = shrunk_climate(z, (1,))(torch.randn(4000, 16, dtype=torch.float64))[:, 0]
+    for lag, wanted in ((0, 1.5), (1, 1.0), (2, 0.25), (5, 0.0)):
+        assert float((draws * draws.roll(lag, -1)).mean()) == pytest.approx(wanted, abs=0.12)
+    # Without the symmetry 60 states leave spurious correlations, which shrinkage holds down.
+    free = shrunk_climate(z, (16,))(torch.randn(4000, 16, dtype=torch.float64))[:, 0]
+    assert float(free.square().mean()) == pytest.approx(1.5, abs=0.25)
+    assert abs(float((free[:, 0] * free[:, 8]).mean())) < 0.4
+
+
+def test_periods_follow_the_shifts_of_the_training(make_model: Callable[..., Model]) -> None:
+    network = make_model().emulator.autoencoder.network  # 4 x 4 latent cells of 4 x 4 cells
+    assert periods(network, ("y", "x"), {}) == (4, 4)
+    assert periods(network, ("y", "x"), {"x": 1, "y": 8}) == (2, 1)
+    assert periods(network, ("y", "x"), {"y": 6}) == (4, 4)  # 12 cells do not divide 16
+
+
+def test_a_file_belongs_to_one_model(tmp_path: Path, make_model: Callable[..., Model]) -> None:
+    model = make_model()
+    u = torch.randn(40, 2, 1, 16, 16)
+    model.climate = fit_climate(model.emulator, u, shift={"x": 1})
+    model.save(tmp_path / "with")
+    back = load(tmp_path / "with").climate
+    x = torch.randn(3, model.climate.size)
+    assert back is not None and torch.allclose(back(x), model.climate(x), atol=1e-6)
+    assert torch.equal(back.carried_mean, model.climate.carried_mean)
+    assert Climate.load(tmp_path / "with" / "climate.safetensors", "of other weights") is None
+    model.climate = None
+    assert load(model.save(tmp_path / "without")).climate is None
+
+
+def test_few_frames_are_refused(make_model: Callable[..., Model]) -> None:
+    with pytest.raises(SpecError, match="5 starts; wanted at least 20"):
+        fit_climate(make_model().emulator, torch.randn(5, 2, 1, 16, 16))
