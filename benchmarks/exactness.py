@@ -40,7 +40,7 @@ from lapse.surrogate.train import compose, field_data
 from record import ROOT, Row, quick, record, show
 
 MEMBERS = 2
-FRAMES = 2 if quick() else 10
+FRAMES = 1 if quick() else 10
 STARTS = 3 if quick() else 24
 SIZE = 64
 LIMIT = {torch.float32: 1e-6, torch.float64: 1e-12}

@@ -10,9 +10,9 @@ states the rates of u and v and, in the row of p, the constraint:
     rhs = ( −(u·∇)u − ∇p + ν∇²u − μu + F ,  −∇·u )
 
 so that −rhs *is* the residual of a steady flow (:meth:`NavierStokes.steady`), and with u_t in its first two rows that
-of a series (:meth:`NavierStokes.strong`). This is an equation to judge fields by. It has no solver: between walls a
-step needs a pressure of its own making, on a staggered grid that the stored fields are not on. On a periodic box
-`kolmogorov` solves the same law in vorticity form; that the two agree is a test.
+of a series (the strong form of :func:`lapse.physics.residual.residual`). This is an equation to judge fields by. It
+has no solver: between walls a step needs a pressure of its own making, on a staggered grid that the stored fields are
+not on. On a periodic box `kolmogorov` solves the same law in vorticity form; that the two agree is a test.
 
 The law itself is :func:`rates`, written for whatever gradient and Laplacian it is handed, so that a spectral-element
 field can be judged on its own nodes by the same lines as one on a grid.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .constraints import from_stream_function
-from .differences import ACCURACIES, ddt, difference_matrix, difference_weights
+from .differences import ACCURACIES, difference_matrix, difference_weights
 from .equation import Equation, register
 from .grid import Axis, Grid
 from .operators import curl, div, grad, inverse_laplacian, laplacian
@@ -145,20 +145,6 @@ class NavierStokes(Equation):
         """Residual of a flow that is claimed to be steady, (…, 3, y, x): momentum (m s-2), continuity (s-1)."""
         return -self.rhs(u)
 
-    def strong(self, u: Tensor, interval: float, accuracy: int | None = None) -> Tensor:
-        """Residual of consecutive frames (…, T, 3, y, x): u_t − rhs, and ∇·u, at the frames where u_t exists.
-
-        Args:
-            u: Frames.
-            interval: Time between them, s.
-            accuracy: Order of the time derivative, see :func:`~lapse.physics.differences.ddt`.
-        """
-        self.check(u)
-        rate = ddt(u, interval, -4, accuracy)
-        cut = (u.shape[-4] - rate.shape[-4]) // 2
-        evolving = torch.tensor([1.0, 1.0, 0.0], dtype=u.dtype, device=u.device)[:, None, None]
-        return rate * evolving - self.rhs(u.narrow(-4, cut, rate.shape[-4]))
-
     def pressure(self, velocity: Tensor) -> Tensor:
         """Pressure of zero mean that keeps a velocity free of divergence on a periodic box: (…, 2, y, x) -> (…, y, x).
 
@@ -174,7 +160,10 @@ class NavierStokes(Equation):
         return inverse_laplacian(div(acceleration, self.grid), self.grid)
 
     def initial(self, generator: torch.Generator, batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Random velocities of few waves and rms 1 m s-1, free of divergence, and their pressure; periodic boxes only."""
+        """Random velocities of few waves and rms 1 m s-1, free of divergence, and their pressure.
+
+        Periodic boxes only.
+        """
         psi = smooth(self.grid, generator, (batch,))
         velocity = from_stream_function(psi, self.grid)
         velocity = velocity / velocity.square().sum(-3, True).mean((-2, -1), True).sqrt()
