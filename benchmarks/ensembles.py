@@ -1,0 +1,251 @@
+"""Ensembles at scale: memory, the price of writing, kills, latents, statistics that were never stored.
+
+    python benchmarks/ensembles.py                    # 1,000 members of kolmogorov64
+    python benchmarks/ensembles.py --members 10000    # as issue 4 asks; ten times as long
+
+The flow is the shipped model's own. Every measured run is a forked process that starts with the model loaded and its
+peak memory reset, so that peaks compare. Times are processor time: on a machine with other work the clock says little.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from lapse import load, open_dataset
+from lapse.datasets.simulate import simulate
+from lapse.surrogate.ensemble import Ensemble, status
+from lapse.surrogate.model import Model
+from record import ROOT, Row, quick, record, show
+
+WORK = ROOT / "benchmarks" / "work" / "ensembles"
+FORK = multiprocessing.get_context("fork")
+SEED = 5
+
+
+def in_child(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What ``work`` measures in a process of its own, and that process's peak memory in MiB."""
+    receive, send = FORK.Pipe(duplex=False)
+
+    def run() -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+        found = work()
+        peak = next(r for r in Path("/proc/self/status").read_text().splitlines() if r.startswith("VmHWM"))
+        send.send({**found, "peak": int(peak.split()[1]) / 1024})
+
+    child = FORK.Process(target=run)
+    child.start()
+    send.close()
+    found: dict[str, float] = receive.recv()  # EOFError where the child failed
+    child.join()
+    return found
+
+
+def timed(model: Model, ds: xr.Dataset, path: Path, steps: int, members: int, **options: Any) -> dict[str, float]:
+    """One ensemble in a child: processor seconds of computing and of writing."""
+
+    def work() -> dict[str, float]:
+        spent = {"compute": 0.0, "write": 0.0}
+        ensemble = model.ensemble(ds, steps, members, seed=SEED, **options).create(path)
+        for block in ensemble.writer.missing():
+            begin = time.process_time()
+            arrays = ensemble.keep.compute(ensemble, block)
+            middle = time.process_time()
+            ensemble.writer.write(arrays, block)
+            spent["compute"] += middle - begin
+            spent["write"] += time.process_time() - middle
+        ensemble.finalise()
+        return spent
+
+    return in_child(work)
+
+
+def scale(model: Model, ds: xr.Dataset, members: int, steps: int) -> list[Row]:
+    """Memory and the price of writing, at a tenth of the members and at all of them."""
+    rows, batch = [], min(64, members // 10)
+    for keep in ("fields", "statistics"):
+        runs = {}
+        for count in (members // 10, members):
+            path = WORK / f"{keep}-{count}.zarr"
+            options: dict[str, Any] = {"keep": keep, "batch_size": batch}
+            if keep == "statistics":
+                options["shard"] = members // 10
+            runs[count] = timed(model, ds, path, steps, count, **options)
+        few, many = runs[members // 10], runs[members]
+        rows += [
+            Row(f"4.1 peak memory, {members} / {members // 10} members, {keep}", many["peak"] / few["peak"], None,
+                "<= 1.1", "ratio"),
+            Row(f"4.1 peak memory of {members} members, {keep}", many["peak"], None, None, "MiB"),
+            Row(f"4.1 writing / generating, {keep}", many["write"] / many["compute"], None, "<= 0.25", "ratio"),
+            Row(f"4.1 generating, {keep}", 1000 * many["compute"] / (members * steps), None, None,
+                "CPU ms a member and frame"),
+        ]  # fmt: skip
+    few, many = (xr.open_zarr(WORK / f"fields-{n}.zarr")["vorticity"] for n in (members // 10, members))
+    same = bool((few.values == many.isel(member=slice(members // 10)).values).all())
+    rows.append(Row(f"4.1 first {members // 10} of {members} members are those of {members // 10}", same, None, "true"))
+    fields, online = many.astype("float64"), xr.open_zarr(WORK / f"statistics-{members}.zarr")
+    rows += offline(fields, online, f"of {members}, in blocks of {members // 10}")
+    return rows
+
+
+def offline(fields: xr.DataArray, online: xr.Dataset, where: str) -> list[Row]:
+    """Online statistics against those of the stored members."""
+    mean, variance = fields.mean("member").compute(), fields.var("member", ddof=1).compute()
+    spread = float(np.sqrt(variance).mean())
+    levels = online["quantile"].values
+    wanted = fields.chunk(member=-1).quantile(levels, "member").compute()
+    error = np.abs(online["vorticity_quantile"] - wanted)
+    bounded = bool((error <= online["vorticity_quantile_error"] + 1e-5).all())
+    return [
+        Row(f"4.1 online mean {where}", float(np.abs(online["vorticity_mean"] - mean).max()) / spread, None, "<= 1e-5",
+            "of the spread, largest error"),
+        Row(f"4.1 online variance {where}", float(np.abs(online["vorticity_variance"] / variance - 1).max()), None,
+            "<= 1e-5", "relative, largest error"),
+        Row(f"4.1 quantiles within their bound, {where}", bounded, None, "true"),
+        Row(f"4.1 quantiles {where}", float(error.mean()) / spread, None, None, "of the spread, mean error"),
+    ]  # fmt: skip
+
+
+def splits(model: Model, ds: xr.Dataset, members: int, steps: int) -> list[Row]:
+    """The same statistics from blocks of several sizes."""
+    made = []
+    for shard, batch in ((members, members), (members // 3, 16), (5, 4)):
+        path = WORK / f"split-{shard}.zarr"
+        timed(model, ds, path, steps, members, keep="statistics", shard=shard, batch_size=batch, truth=ds,
+              init_times=ds["time"].values[:1])  # fmt: skip
+        made.append((xr.open_zarr(path).load(), xr.open_dataset(path / "scores.nc").load()))
+    (first, scores), worst, quantiles = made[0], 0.0, 0.0
+    for other, theirs in made[1:]:
+        for a, b in ((first, other), (scores, theirs)):
+            for name in a.data_vars:
+                gap = float(np.abs(a[name] - b[name]).max() / np.maximum(np.abs(a[name]).max(), 1e-30))
+                worst = max(worst, gap)
+                quantiles = max(quantiles, gap if "quantile" in str(name) else 0.0)
+    return [
+        Row("4.1 statistics and scores under three splits", worst, None, "<= 1e-5", "relative, largest difference"),
+        Row("4.1 quantiles under three splits", quantiles, None, "<= 1e-5", "relative, largest difference"),
+    ]
+
+
+def kills(model: Model, ds: xr.Dataset, members: int, steps: int, count: int) -> list[Row]:
+    """Four workers, one of them killed at a random moment, again and again; then a resume."""
+    rows = []
+    for keep in ("fields", "statistics"):
+        path = WORK / f"killed-{keep}.zarr"
+        options: dict[str, Any] = {"keep": keep, "shard": 4, "batch_size": 4}
+        model.ensemble(ds, steps, members, seed=SEED, **options).create(path)
+        dice, killed, during = random.Random(0), 0, 0
+
+        def worker(part: int, path: Path = path) -> None:
+            Ensemble.at(path, model).run((part, 4), progress=False)
+
+        running: dict[int, Any] = {}
+        while killed < count and status(path).done < status(path).blocks:
+            for part in range(1, 5):
+                if part not in running or (not running[part].is_alive() and running[part].exitcode != 0):
+                    running[part] = FORK.Process(target=worker, args=(part,))
+                    running[part].start()
+            before = status(path).done
+            time.sleep(dice.uniform(0.0, 0.2))
+            while status(path).done == before and any(p.is_alive() for p in running.values()):
+                time.sleep(0.005)
+            victim = running[dice.randint(1, 4)]
+            if victim.is_alive():
+                os.kill(victim.pid, signal.SIGKILL)
+                victim.join()
+                killed += 1
+                during += any(path.rglob("*.partial"))
+        for process in running.values():
+            if process.is_alive():
+                process.kill()
+            process.join()
+        resumed = Ensemble.at(path, model)
+        left = resumed.run(progress=False)
+        resumed.finalise()
+        whole = WORK / f"unkilled-{keep}.zarr"
+        timed(model, ds, whole, steps, members, **options)
+        a, b = xr.open_zarr(path).load(), xr.open_zarr(whole).load()
+        equal = all(np.array_equal(a[n].values, b[n].values, equal_nan=True) for n in b.data_vars)
+        complete = int(a["members_used"]) if keep == "statistics" else int((a["valid"] == 1).sum())
+        rows += [
+            Row(f"4.1 SIGKILLs of one of four workers, {keep}", killed, None, f">= {count}", "kills"),
+            Row(f"4.1 blocks left for the resume, {keep}", left, None, None, "blocks"),
+            Row(f"4.1 members after kills and resume, {keep}", complete, None, f"== {members}", "members"),
+            Row(f"4.1 after kills the same, bit by bit, as without, {keep}", equal, None, "true"),
+        ]
+    return rows
+
+
+def latents(model: Model, ds: xr.Dataset, members: int, steps: int) -> list[Row]:
+    """Size and truth of an ensemble that is kept as latents."""
+    path = WORK / "latents.zarr"
+    spent = timed(model, ds, path, steps, members, keep="latents")
+    direct = WORK / f"direct-{members}.zarr"
+    timed(model, ds, direct, steps, members)
+    fields = xr.open_zarr(direct)["vorticity"].load()
+    lazy = Ensemble.at(path, model).open()["vorticity"]
+    begin = time.process_time()
+    lazy.isel(member=members // 2, lead_time=steps - 1, x=slice(8)).load()
+    one = time.process_time() - begin
+    error = np.abs(lazy.values - fields.values)
+    again = bool(
+        (Ensemble.at(path, model).open()["vorticity"].isel(member=1).values == lazy.isel(member=1).values).all()
+    )
+    size = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in (path, direct)}
+    plan = {k: model.ensemble(ds, steps, members, keep=k).store.bytes for k in ("fields", "latents")}
+    return [
+        Row("4.1 latents, times smaller than fields", plan["fields"] / plan["latents"], None, ">= 50", "times"),
+        Row("4.1 latents, times smaller than fields, both compressed on disk", size[direct] / size[path], None, None,
+            "times"),
+        Row("4.1 decoded member / direct one", float(error.max() / np.abs(fields.values).max()), None, "<= 2e-3",
+            "of the largest value, largest error"),
+        Row("4.1 decoded member / direct one, rms", float(np.sqrt((error**2).mean()) / fields.values.std()), None,
+            "<= 4.9e-4", "of the standard deviation; 2^-11 is 4.9e-4"),
+        Row("4.1 a decoded member is the same again", again, None, "true"),
+        Row("4.1 one frame from latents", 1000 * one, None, None, "CPU ms"),
+        Row("4.1 writing / generating, latents", spent["write"] / spent["compute"], None, "<= 0.25", "ratio"),
+        Row("4.1 generating, latents", 1000 * spent["compute"] / (members * steps), None, None,
+            "CPU ms a member and frame"),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--members", type=int, default=80 if quick() else 1000, help="a multiple of 10")
+    members = parser.parse_args().members
+    torch.set_num_threads(1)
+    begin = time.process_time(), time.perf_counter()
+    shutil.rmtree(WORK, ignore_errors=True)
+    steps, small = (3, 16) if quick() else (10, 100)
+    simulate("kolmogorov", WORK / "flow.zarr", trajectories=1, frames=steps + 2, interval=0.2, resolution=64,
+             spin_up=0.5 if quick() else 20.0, seed=9, progress=False)  # fmt: skip
+    ds = open_dataset(WORK / "flow.zarr").isel(trajectory=0).load()
+    start = ds.isel(time=slice(0, 2))
+    model = load("kolmogorov64")
+    rows = scale(model, start, members, steps)
+    rows += splits(model, ds, small, steps)
+    rows += kills(model, start, 2 * small, 3, 3 if quick() else 20)
+    rows += latents(model, start, small, steps)
+    children = sum(os.times()[2:4])
+    cpu = time.process_time() - begin[0] + children
+    notes = [
+        f"{cpu / 60:.1f} CPU minutes in {(time.perf_counter() - begin[1]) / 60:.1f} minutes of the clock.",
+        "kolmogorov64 compresses 8 times and float16 halves: 16 times is what its latents can save.",
+    ]
+    path = record("ensembles", rows, (time.perf_counter() - begin[1]) / 60, notes)
+    show(rows, path)
+    shutil.rmtree(WORK)
+
+
+if __name__ == "__main__":
+    main()
