@@ -17,10 +17,10 @@ from ..datasets.check import check
 from ..datasets.fields import to_tensor
 from ..datasets.problem import Problem, SpecError
 from ..datasets.spec import FieldSpec
-from ..datasets.time import lead_coordinate, valid_time
 from ..datasets.time import phase as phase_of
 from ..physics.equation import Equation, equation
 from .emulator import Mode, State
+from .job import Job
 from .starts import initial_frames
 from .targets import Objective, label
 from .view import ForecastView, rolled, viewed
@@ -47,6 +47,7 @@ class Case:
 
     Attributes:
         given: context frames ``(history, C, *space)`` in physical units, in the networks' type and on their device.
+        job: the forecast from it, for its provenance.
         context, phase: phases of these frames and of start and leads; None for models without a calendar.
     """
 
@@ -58,6 +59,7 @@ class Case:
         steps: int,
         init_time: Any,
         mode: Mode,
+        seed: int,
     ) -> None:
         self.model, self.objective, self.steps, self.mode = model, objective, steps, mode
         spec, history = model.spec, model.emulator.history
@@ -68,17 +70,14 @@ class Case:
         if "member" in frames.dims:
             found, fix = f"{frames.sizes['member']} initial states", "choose: ds.isel(member=0)"
             raise SpecError([Problem("dimension 'member'", found, "one initial state", fix)])
+        self.job = Job(model, frames, positions, steps, 1, seed, mode)
         self.frames = frames.isel(time=slice(positions[0] - history + 1, positions[0] + 1))
         own = next(model.emulator.parameters())
-        self.given = to_tensor(self.frames, spec).to(own)
-        self.init_time = self.frames["time"].values[-1]
-        self.context = self.phase = None
-        if spec.calendar is not None:
-            start = self.frames["time"].isel(time=[-1])
-            leads = valid_time(start, lead_coordinate(spec, steps), spec).isel(init_time=0)
-            context = phase_of(self.frames["time"])
-            self.context = torch.from_numpy(context).to(own)
-            self.phase = torch.from_numpy(np.concatenate([context[-1:], phase_of(leads)])).to(own)
+        self.given = self.job.initial(0)[0].to(own)
+        self.init_time = self.job.init.values[0]
+        context, phase = self.job.phase(0)
+        self.context = None if context is None else context.to(own)
+        self.phase = None if phase is None else phase.to(own)
 
     @property
     def newest(self) -> Tensor | None:

@@ -16,6 +16,7 @@ reported reaches from the least to the greatest end of all modes' intervals.
 """
 
 import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -112,11 +113,11 @@ def design(
 
     Returns:
         Dataset that `forecast` takes as it is: the designed variables over ``(time, *space)``, and the given ones as
-        ``NAME_given``; over ``iteration`` the ``objective``, ``penalty``, ``gradient_norm``, ``violation`` and
-        ``evaluations``; over ``member`` the ``predicted`` objective and that of the given state, ``predicted_given``;
-        ``interval``, ``predicted_objective`` (members averaged, or as the risk says), and both by ``mode``; the
-        ``distance`` to known states with its ``distance_limit``; with ``verify`` what the solver ``achieved``, and from
-        the given state ``achieved_given``.
+        ``NAME_given``; over ``iteration`` the ``objective``, ``penalty``, ``gradient_norm``, ``violation``,
+        ``evaluations`` and ``seconds``; over ``member`` the ``predicted`` objective and that of the given state,
+        ``predicted_given``; ``interval``, ``predicted_objective`` (members averaged, or as the risk says), and both by
+        ``mode``; the ``distance`` to known states with its ``distance_limit``; with ``verify`` what the solver
+        ``achieved``, and from the given state ``achieved_given``.
 
     Raises SpecError for unfit input and for an objective that does not fit the forecast, `Infeasible` where bounds and
     constraints leave nothing, ValueError for an objective that is not finite or has no gradient. Warns (DesignWarning)
@@ -126,7 +127,7 @@ def design(
     compared = model.modes if compare is None else tuple(compare)
     members = 1 if mode == "mean" else members
     _check_options(model, sense, over, method, steps, iterations, step, members, predicted, prior, (mode, *compared))
-    case = Case(model, ds, objective, steps, init_time, mode)
+    case = Case(model, ds, objective, steps, init_time, mode, seed)
     if verify is not None and (verify != "solver" or case.law is None):
         names, parameters = ", ".join(model.spec.names), model.spec.equation
         raise ValueError(
@@ -211,6 +212,7 @@ class _Search:
         return _PROBE * norm * math.sqrt(g.numel())
 
     def run(self, method: str, iterations: int, step: float, progress: bool) -> list[Iterate]:
+        begin = time.process_time()
         start = self.control.retract(self.control.start)
         if start is None:
             self.control.fields(self.control.start)  # says which constraint and why
@@ -219,6 +221,7 @@ class _Search:
         steps = METHODS[method](self.evaluate, start, self.control.retract, self.control.tangent, iterations, step)
         with tqdm(total=iterations, disable=not progress, desc="design", unit="step") as bar:
             for iterate in steps:
+                iterate.about["seconds"] = time.process_time() - begin
                 path.append(iterate)
                 bar.update(len(path) > 1)
                 bar.set_postfix(objective=iterate.about["objective"], refresh=False)

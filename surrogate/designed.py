@@ -1,6 +1,5 @@
 """What a design hands back: the Dataset, its provenance, and what speaks against it."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from .. import __version__
 from ..datasets.fields import to_dataset
 from .case import Case, Prediction
 from .descent import Iterate
-from .noise import spelling
 from .targets import Target, label
 
 __all__ = ["Verdict", "assemble", "suspicions"]
@@ -77,7 +75,7 @@ def assemble(
     options: Mapping[str, Any], doubts: Sequence[str],
 ) -> xr.Dataset:  # fmt: skip
     """The result, see `lapse.surrogate.design`."""
-    spec, model = case.model.spec, case.model
+    spec = case.model.spec
     times = {"time": case.frames["time"]}
     designed = to_dataset(u.detach(), spec, ("time",), times)
     given = to_dataset(case.given, spec, ("time",), times)
@@ -95,6 +93,7 @@ def assemble(
         "penalty": ("iteration", history("penalty"), {"long_name": "for leaving known states, in objective's units"}),
         "gradient_norm": ("iteration", [float(i.gradient.norm()) for i in path]),
         "violation": ("iteration", history("violation"), {"long_name": "largest breach of constraints", "units": "1"}),
+        "seconds": ("iteration", history("seconds"), {"long_name": "processor time of the search", "units": "s"}),
         "evaluations": ("iteration", [i.evaluations for i in path], {"long_name": "rollouts so far"}),
         "predicted": ("member", v.designed.members, about | {"comment": f"new members, mode {v.mode}"}),
         "predicted_given": ("member", v.given.members, about | {"comment": "new members, from the given state"}),
@@ -114,28 +113,18 @@ def assemble(
         "mode": list(v.by_mode), "measure": names, "state": ["given", "designed"],
     }  # fmt: skip
     out = out.assign_coords(coords).assign(data)
-    return out.assign_attrs(_attrs(case, options, doubts), title=f"initial condition designed with {model.name}")
+    return out.assign_attrs(_attrs(case, options, doubts))
 
 
 def _attrs(case: Case, options: Mapping[str, Any], doubts: Sequence[str]) -> dict[str, Any]:
     """Provenance, as forecasts have it."""
-    model = case.model
+    model, own = case.model, case.job.attrs()
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     line = f"{stamp}: lapse {__version__} design, model {model.name}, {options['sense']} {label(case.objective)}"
     earlier = str(case.frames.attrs.get("history", ""))
-    digest = hashlib.sha256(spelling(case.init_time).encode())
-    digest.update(case.given.float().cpu().numpy().tobytes())
-    config = json.dumps(model.config, sort_keys=True, default=str).encode()
-    return {
-        "Conventions": "CF-1.11",
-        "source": f"lapse {__version__} model {model.name} sha256:{model.weights_hash}",
+    return own | {
+        "title": f"initial condition designed with {model.name}",
         "history": f"{earlier}\n{line}" if earlier else line,
-        "lapse_seed": options["seed"],
-        "lapse_model": model.name,
-        "lapse_mode": case.mode,
-        "lapse_version": __version__,
-        "lapse_config_hash": hashlib.sha256(config).hexdigest(),
-        "lapse_input_fingerprint": digest.hexdigest(),
         "lapse_design": json.dumps(dict(options), default=str),
         "lapse_design_doubts": "\n".join(doubts),
     }

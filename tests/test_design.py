@@ -204,7 +204,7 @@ def test_gradient_of_what_is_minimised_matches_differences(tiny: Model, over: st
     model.emulator = copy.deepcopy(tiny.emulator).double()
     ds = states(model.spec)
     target = objectives.extreme("vorticity", lead=[2, 3], softness=0.5) + objectives.region_mean("vorticity", lead=3)
-    case = Case(model, ds, target, 3, "last", mode)
+    case = Case(model, ds, target, 3, "last", mode, 0)
     feasible = Feasible(model.spec, case.given, {"vorticity": (-3.5, 3.5)}, ("mean", "energy"), None, case.law)
     manifold = Manifold(model.emulator, *references(model, ds, 4, case.given))
     manifold.limits = {k: 0.5 * v for k, v in manifold.limits.items()}  # so that the penalty takes part
