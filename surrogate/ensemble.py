@@ -155,7 +155,14 @@ class Ensemble:
         )
         keep = keeper(told["keep"], told["options"])
         writer = ShardedWriter.open(keep.home(path))
-        if writer.manifest["identity"].get("inputs") != job.fingerprint:
+        begun = writer.manifest["identity"]
+        if begun.get("spec") != model.spec.fingerprint():
+            raise StoreError(
+                f"{path} was begun by {model.name} with another spec (parameters of its equation, say); found "
+                f"{model.spec.fingerprint()[:12]}…, wanted {str(begun.get('spec'))[:12]}…. Usual fix: hand over the "
+                "model that it was begun with (model=)"
+            )
+        if begun.get("inputs") != job.fingerprint:
             raise StoreError(f"{path}/{FOLDER}/initial.nc is not what the ensemble was begun with; init it anew")
         return cls(path, job, keep, writer)
 
