@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ..datasets.infer import as_dataset
 from ..datasets.problem import Problem, SpecError
 from ..datasets.states import States, states
 from ..physics.equation import Equation
@@ -94,8 +95,8 @@ def diagnose(
         equation: registered name ("kolmogorov"), or an `Equation`; None: the attribute `equation` of a simulation.
         form: "defect" (u₁ − Φ_Δ(u₀), runs the solver), "hermite" (no solver; frames close together), "strong" (densely
             sampled and smooth) or "weak" (balance over windows, for shocks and noise).
-        floor: what is as good as it gets: data of the same law to diagnose in the same way, or the relative residual
-            itself, one for all variables or one each.
+        floor: what is as good as it gets: data to diagnose in the same way (by the parameters that they state, else by
+            the same), or the relative residual itself, one for all variables or one each.
         fields: also the residual fields, ``residual_<variable>``.
         windows: size of the weak form's windows.
         variables: name in the equation -> name in `ds`, such as ``{"vorticity": "vo"}``.
@@ -123,8 +124,7 @@ def diagnose(
                            "time_units": time_units, "units": units}  # fmt: skip
     s = states(ds, equation, parameters, least=LEAST[form], **how)
     what = Diagnosis(s.law, s.interval, form, s.frames, windows or Windows())
-    told = how | {"form": form, "windows": windows, "device": device} | parameters
-    least = _floor(floor, equation, s, told)
+    least = _floor(floor, equation, s, how | {"form": form, "windows": windows, "device": device}, parameters)
     tables, stored = measured(s, what, fields, device, progress)
     out = _assembled(ds, s, what, tables, least)
     if not fields:
@@ -158,20 +158,31 @@ def _field_dims(s: States, form: Form) -> tuple[str, ...]:
     return (*s.leading, s.time, *s.space)
 
 
-def _floor(floor: Any, equation: str | Equation | None, s: States, told: dict[str, Any]) -> Array | None:
-    """The relative residual that is as good as it gets, one number a row; None: not told."""
+def _floor(
+    floor: Any, equation: str | Equation | None, s: States, how: dict[str, Any], parameters: Mapping[str, Any]
+) -> Array | None:
+    """The relative residual that is as good as it gets, one number a row; None: not told.
+
+    Data are judged by the parameters that they state, so that they obey even where those of the diagnosis are off.
+    """
     if floor is None:
         return None
-    names, _ = _rows(s.law, told["form"])
-    if isinstance(floor, Mapping) and not isinstance(floor, xr.Dataset):
+    names, _ = _rows(s.law, how["form"])
+    if isinstance(floor, xr.Dataset | xr.DataArray):
+        floor = as_dataset(floor)
+        law: str | Equation = equation if isinstance(equation, Equation) else s.law.name
+        if floor.attrs.get("equation") == s.law.name:
+            law, parameters = s.law.name, {}
+        elif isinstance(law, str):
+            parameters = {**s.law.parameters, **parameters}
+        other = diagnose(floor, law, fields=False, **how, **parameters)
+        R, S = (_mean_square(other[f"residual_{x}"]) for x in ("rms", "scale"))
+        return np.asarray(np.sqrt((R / S).values))
+    if isinstance(floor, Mapping):
         if missing := [v for v in names if v not in floor]:
             fix = f"floor={{{', '.join(f'{v!r}: …' for v in names)}}}"
             raise SpecError([Problem("floor", f"none for {', '.join(missing)}", "one for each variable", fix)])
         return np.array([float(floor[v]) for v in names])
-    if isinstance(floor, xr.Dataset | xr.DataArray):
-        other = diagnose(floor, s.law.name if equation is None else equation, fields=False, **told)
-        R, S = (_mean_square(other[f"residual_{x}"]) for x in ("rms", "scale"))
-        return np.asarray(np.sqrt((R / S).values))
     return np.full(len(names), float(floor))
 
 

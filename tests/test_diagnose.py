@@ -194,6 +194,10 @@ def test_floors(ds: xr.Dataset, one: xr.Dataset) -> None:
     relative = overall(diagnose(one, viscosity=0.06))
     assert float(diagnose(one, viscosity=0.06, floor=0.1)["residual_over_floor"][0]) == pytest.approx(10 * relative)
     assert float(diagnose(one, floor={"vorticity": 1e-3})["residual_over_floor"][0]) < 1e-2
+    wrong = diagnose(one, viscosity=0.06, floor=one)  # which states the right one
+    assert float(wrong["residual_over_floor"][0]) == pytest.approx(relative / overall(diagnose(one)))
+    bare = one.drop_attrs(deep=False)
+    assert float(diagnose(bare, "kolmogorov", viscosity=0.06, floor=bare)["residual_over_floor"][0]) == pytest.approx(1)
     with pytest.raises(lapse.SpecError, match="floor: found none for vorticity"):
         diagnose(one, floor={"h": 1.0})
     two = diagnose(ds, floor=ds)
