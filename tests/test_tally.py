@@ -70,16 +70,21 @@ def test_quantiles_keep_their_bound(x: np.ndarray, p: float) -> None:
 
 
 def test_more_bins_make_better_quantiles() -> None:
-    wanted = np.quantile(X.astype(np.float64), 0.3, axis=0)
-    errors = [np.abs(tally(X, bins=b).quantile(0.3, sketch(b))[0] - wanted).mean() for b in (8, 32, 128)]
-    assert errors[0] > 3 * errors[1] > 6 * errors[2]
+    """Of many members: of few, the even spread within a bin is the larger error."""
+    x = rng.standard_normal((5000, 1, 12)).astype(np.float32)
+    wanted, errors = np.quantile(x.astype(np.float64), 0.3, axis=0), []
+    for bins in (8, 32, 128):
+        s = Sketch(x[:32].mean(0), x[:32].std(0), bins)
+        errors.append(np.abs(Tally.of(x, s).quantile(0.3, s)[0] - wanted).mean())
+    assert errors[0] > 5 * errors[1] > 6 * errors[2]
 
 
 def test_crps_off_the_sketch() -> None:
     found, bound = tally(X).crps(sketch())
     wanted = fair_crps(X, Y)
-    assert (np.abs(found - wanted) <= bound).all()
-    assert np.abs(found - wanted).max() < 2e-3 * wanted.mean()  # far inside its bound
+    error = np.abs(found - wanted)
+    assert (error <= bound).all()
+    assert error.max() < 0.02 * wanted.mean() and abs((found - wanted).mean()) < 5e-3 * wanted.mean()
     one = tally(X[:1])
     assert np.allclose(one.crps(sketch())[0], np.abs(X[0] - Y))
 
