@@ -98,6 +98,10 @@ class Feasible:
         Raises Infeasible where the bounds leave no such field.
         """
         x = v.double()
+        if not bool(torch.isfinite(x).all()):
+            raise Infeasible(
+                "initial condition: found values that are not finite, wanted numbers. Usual fix: shorter steps"
+            )
         if self.solenoidal and (channels := velocity_channels(self.spec)):
             along = list(channels)
             x = x.index_copy(1, torch.tensor(along, device=x.device), solenoidal(x[:, along], self.spec.grid))

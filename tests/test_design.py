@@ -121,6 +121,29 @@ def test_bounds_that_bind_everywhere(shift: Model) -> None:
     assert float(out["predicted_objective"]) == pytest.approx(-5.0, abs=1e-5)
 
 
+def test_the_initial_condition_may_be_part_of_the_objective(shift: Model) -> None:
+    """max ⟨s, u⟩ − ½ α ⟨(u − u₀)²⟩ has its peak at u₀ + (N/α) s."""
+    ds = states(shift.spec)
+    given = torch.from_numpy(ds["vorticity"].values[-1].astype("float64"))
+    gain = objectives.region_mean("vorticity", lead=1, **BOX)
+
+    def worth(view: ForecastView) -> Tensor:
+        return gain(view) - 0.5 * 10.0 * (view.initial("vorticity") - given).square().mean()
+
+    out = shift.design(ds, worth, 1, sense="maximise", mode="mean", bounds={}, constraints=(), **QUIET)
+    np.testing.assert_allclose(out["vorticity"].values[0], given.numpy() + 256 / 10.0 * sensitivity(1), atol=1e-3)
+    assert "units" not in out["predicted"].attrs and out["predicted"].attrs["long_name"] == "worth"
+
+
+def test_references_are_spread_over_runs_and_times(tiny: Model) -> None:
+    runs = xr.concat([states(tiny.spec, 7, seed=k) for k in range(3)], "trajectory")
+    windows, phases = references(tiny, runs, 5, torch.zeros(1))
+    assert phases is None and windows.shape == (5, 2, 1, 16, 16)
+    for window, (run, time) in zip(windows, [(0, 0), (0, 4), (1, 2), (2, 0), (2, 5)], strict=True):
+        wanted = runs["vorticity"].isel(trajectory=run, time=slice(time, time + 2))
+        np.testing.assert_allclose(window[:, 0], wanted)
+
+
 def test_a_target_pattern_is_found_where_it_came_from(shift: Model) -> None:
     ds = states(shift.spec, 4)  # too few to tell a range of latents, which would bound them
     truth = states(shift.spec, seed=5)["vorticity"].isel(time=0, drop=True)
