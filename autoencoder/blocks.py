@@ -70,11 +70,13 @@ class Conv(nn.Module):
         periodic: one flag an axis; its length is the number of spatial dimensions (1 or 2).
         kernel: odd kernel size, the same along every axis.
         zero: start at zero (last layer of a residual branch).
+        bias: add a constant to every output channel.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, periodic: Sequence[bool], kernel: int = 3, zero: bool = False
-    ) -> None:
+        self, in_channels: int, out_channels: int, periodic: Sequence[bool], kernel: int = 3, zero: bool = False,
+        bias: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         if kernel % 2 != 1:
             raise ValueError(f"kernel must be odd, got {kernel}")
@@ -83,10 +85,11 @@ class Conv(nn.Module):
         self.periodic = tuple(periodic)
         self.width = kernel // 2
         layer = nn.Conv1d if len(periodic) == 1 else nn.Conv2d
-        self.conv = layer(in_channels, out_channels, kernel)
+        self.conv = layer(in_channels, out_channels, kernel, bias=bias)
         if zero:
             nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.get_parameter("bias"))
+        if bias:
+            nn.init.zeros_(self.conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(pad_axes(x, self.width, self.periodic) if self.width else x)

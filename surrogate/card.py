@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import __version__
 from ..autoencoder.assess import assess
 from ..datasets.datamodule import FieldData
-from ..physics.equation import Equation, equation
+from .law import law
 from .skill import rollout_skill, starts
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def write_card(model: "Model", data: FieldData, records: Sequence[Mapping[str, A
     """Markdown; every figure in it is measured here, on the test split (on validation where there is no test split)."""
     name = "test" if data.splits["test"] else "val"
     train, test = gather(data, "train", _PCA), gather(data, name, _FRAMES)
-    known = law(model)
+    known = law(model.spec) if model.spec.equation else None
     # Gathered frames end one trajectory and begin the next; the residual needs true neighbours.
     pairs = None if known is None else starts(data, name, 2, _PAIRS)
     figures = assess(model.emulator.autoencoder, train, test, known, pairs)
@@ -36,7 +36,8 @@ def write_card(model: "Model", data: FieldData, records: Sequence[Mapping[str, A
     lines = [
         f"# {model.name}",
         "",
-        f"A lapse model (version {__version__}), trained on {frames} frames of each of {trajectories} trajectories; "
+        f"A lapse model (version {__version__}), trained on {frames} frames"
+        f"{f' of each of {trajectories} trajectories' if trajectories > 1 else ''}; "
         f"the figures below are from the {name} split.",
         "",
         "## Fields",
@@ -80,7 +81,10 @@ def write_card(model: "Model", data: FieldData, records: Sequence[Mapping[str, A
         lines.append(f"| {row} | " + " | ".join(values) + " |")
     lines += ["", "## Training", "", "| stage | steps | CPU minutes |", "|---|---|---|"]
     lines += [f"| {r['stage']} | {r['steps']} | {r['cpu_minutes']:.1f} |" for r in records]
-    lines += ["", f"Seed {model.config['training']['seed']}; data options {model.config['training']['data']}.", ""]
+    training = model.config["training"]
+    lines += ["", f"Seed {training['seed']}. Options of the data that were set:", ""]
+    lines += [f"- `{key}`: {value}" for key, value in training["data"].items() if value not in (None, [], {}, "")]
+    lines.append("")
     return "\n".join(lines)
 
 
@@ -95,11 +99,3 @@ def gather(data: FieldData, name: str, limit: int) -> tuple[Tensor, Tensor]:
         phases.append(phase[first::stride])
         index += len(u)
     return torch.cat(fields), torch.cat(phases)
-
-
-def law(model: "Model") -> Equation | None:
-    """The equation that the spec names, on its grid with its parameters; None where it names none."""
-    spec = model.spec
-    if spec.equation is None:
-        return None
-    return equation(spec.equation, spec.grid, **spec.parameters)

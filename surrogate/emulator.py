@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from ..autoencoder.error import DecoderError
 from ..autoencoder.model import Autoencoder, Latent
+from ..physics.equation import Equation
 from .backbone import Backbone, fourier_features
+from .correction import Correction
 from .denoiser import PreconditionedDenoiser
 from .sampler import SAMPLERS
 from .schedule import RectifiedFlow
@@ -67,12 +69,17 @@ class Emulator(nn.Module):
         noise_maps, noise_vector: channels of the fast mode's noise on the latent grid, and numbers of its global noise.
         sampler, sampling_steps: how the quality mode samples.
         dropout: of the backbones, while training.
+
+    Attributes:
+        laws: the equation that the networks were trained under and the one that they shall obey, where these differ.
     """
 
     mean: Backbone | None
     generator: Backbone | None
     fast: Backbone | None
     error: DecoderError | None
+    correction: Correction | None
+    laws: tuple[Equation, Equation] | None = None
     increment: Tensor
     residual: Tensor
 
@@ -110,6 +117,7 @@ class Emulator(nn.Module):
         self.generator = net(context + c, phase + TIME_FEATURES) if "generator" in parts else None
         self.fast = net(history * c + noise_maps, phase + noise_vector) if "fast" in parts else None
         self.error = DecoderError(autoencoder) if "error" in parts else None
+        self.correction = Correction(autoencoder) if "correction" in parts else None
         ones = torch.ones(c, *(1,) * len(latent))
         self.register_buffer("increment", ones.clone())
         self.register_buffer("residual", ones.clone())
@@ -167,7 +175,7 @@ class Emulator(nn.Module):
     def advance(
         self, state: State, noise: Tensor | None = None, phase: Tensor | None = None, mode: Mode = "fast"
     ) -> State:
-        """One frame forward.
+        """One frame forward, under the wanted one of `laws` where there are any.
 
         Arguments:
             state: of batch size B.
@@ -177,6 +185,10 @@ class Emulator(nn.Module):
 
         Raises ValueError for a mode that this model was not built for, and for noise of another shape.
         """
+        following = self._advance(state, noise, phase, mode)
+        return following if self.laws is None else self._under(self.laws, state, following)
+
+    def _advance(self, state: State, noise: Tensor | None, phase: Tensor | None, mode: Mode) -> State:
         context, condition = self.context(state), self.condition(phase)
         if mode == "mean":
             return self.push(state, self.predict_mean(state, context, condition))
@@ -229,6 +241,27 @@ class Emulator(nn.Module):
 
         return PreconditionedDenoiser(network, RectifiedFlow())
 
+    def obey(self, trained: Equation, wanted: Equation) -> None:
+        """Add to every frame from now on the effect that the ``wanted`` equation has beyond the ``trained`` one.
+
+        Raises ValueError for a model without a correction.
+        """
+        self._correction()
+        self.laws = (trained, wanted)
+
+    def _under(self, laws: tuple[Equation, Equation], before: State, after: State) -> State:
+        correction = self._correction()
+        change = correction.effect(self.autoencoder, before.latent, *laws)
+        return self.push(before, correction(after.z[:, -1], change))
+
+    def _correction(self) -> Correction:
+        if self.correction is None:
+            raise ValueError(
+                f"found a model of {', '.join(self.config['parts'])}, wanted one with a correction. Usual fix: train "
+                "it with `correction` in emulator.parts and in training.stages"
+            )
+        return self.correction
+
     def _part(self, name: str) -> Backbone:
         part: Backbone | None = getattr(self, name)
         if part is None:
@@ -262,6 +295,13 @@ class Emulator(nn.Module):
         if self.mean is not None:
             start = self.predict_mean(states, self.context(states), self.condition(phase))
         self.residual.copy_(_rms(following.z[:, -1] - start))
+
+    @torch.no_grad()
+    def measure_correction(self, u: Tensor) -> None:
+        """Set the scale of what the correction is fed with, per channel, from example fields ``(N, C, *space)``."""
+        correction = self._correction()
+        seen = correction.project(self.autoencoder, u)
+        correction.scale.copy_(_rms(seen - seen.mean(dim=0)))
 
     @torch.no_grad()
     def start_fast(self) -> None:

@@ -123,7 +123,14 @@ class Job:
             "lapse_version": __version__,
             "lapse_config_hash": _hash(model.config),
             "lapse_input_fingerprint": self.fingerprint,
+            **self.physics(),
         }
+
+    def physics(self) -> dict[str, str]:
+        """Parameters of the equation, where they are not those of the training data."""
+        if self.model.emulator.laws is None:
+            return {}
+        return {"lapse_parameters": json.dumps(self.model.spec.parameters, sort_keys=True)}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,7 +4,8 @@ A `Model` is an `Emulator` with its spec, its name and its card. Everything that
 spec, in physical units; everything that leaves carries units, CF names and its provenance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from .emulator import Emulator, Mode
 from .ensemble import Plan, planned
 from .forecast import Kept, forecast
 from .job import Job
+from .law import law
 from .starts import initial_frames
 from .targets import Objective
 
@@ -76,6 +78,22 @@ class Model:
         """Where the networks live."""
         return next(self.emulator.parameters()).device
 
+    def at(self, **parameters: float) -> "Model":
+        """This model under physical parameters that it never saw: ``model.at(forcing=1.5).forecast(ds, …)``.
+
+        Every frame then gets the effect that the change of parameters has by the equation's own solver (see
+        `lapse.surrogate.correction`), in whatever is done with the model. Its spec has the new parameters, so that
+        diagnostics and the solver's verdict on a design go by them too.
+
+        Raises ValueError for a model without a correction, for data without an equation, and for an unknown parameter.
+        """
+        emulator = deepcopy(self.emulator)
+        trained = law(self.spec) if emulator.laws is None else emulator.laws[0]
+        wanted = law(self.spec, parameters)
+        emulator.obey(trained, wanted)
+        emulator.autoencoder.spec = self.spec.replace(parameters={**self.spec.parameters, **parameters})
+        return Model(emulator, self.name, self.config, self.card, self.source)
+
     def check(self, ds: xr.Dataset | xr.DataArray, *, members: bool = False) -> xr.Dataset:
         """The Dataset as the model needs it, or a `SpecError` that names every problem at once.
 
@@ -98,11 +116,16 @@ class Model:
         resume: bool = False,
         batch_size: int | None = None,
         keep: Kept = "fields",
+        parameters: Mapping[str, float] | None = None,
         progress: bool = True,
     ) -> xr.Dataset:
-        """An ensemble forecast with dims ``(init_time, member, lead_time, *space)``; see `lapse.surrogate.forecast`."""
+        """An ensemble forecast, ``(init_time, member, lead_time, *space)``; see `lapse.surrogate.forecast`.
+
+        ``parameters``, for instance ``{"forcing": 1.5}``, are those that differ from the training data's; see `at`.
+        """
+        model = self.at(**parameters) if parameters else self
         return forecast(
-            self, ds, steps, members, seed=seed, init_times=init_times, mode=mode, store=store, resume=resume,
+            model, ds, steps, members, seed=seed, init_times=init_times, mode=mode, store=store, resume=resume,
             batch_size=batch_size, keep=keep, progress=progress,
         )  # fmt: skip
 

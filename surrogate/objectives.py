@@ -17,6 +17,7 @@ from .emulator import Emulator, Mode, State
 
 __all__ = [
     "almost_fair_crps",
+    "correction_loss",
     "decoder_error_loss",
     "decoder_sensitivity",
     "field_weights",
@@ -140,7 +141,11 @@ def rollout_loss(
 
 
 def generator_loss(
-    emulator: Emulator, u: Tensor, phase: Tensor, weight: Tensor, context_noise: float = 0.0,
+    emulator: Emulator,
+    u: Tensor,
+    phase: Tensor,
+    weight: Tensor,
+    context_noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Flow matching of the next frame's residual to the mean net, channels weighted by ``weight (c, 1, …)``.
@@ -160,6 +165,37 @@ def generator_loss(
     t = logit_normal(len(u), generator).to(u)
     epsilon = torch.randn(target.shape, generator=generator).to(u)
     return emulator.denoiser(context, start, condition).loss(target, t, epsilon, weight)
+
+
+def correction_loss(
+    emulator: Emulator,
+    u: Tensor,
+    phase: Tensor,
+    noise: float,
+    mixing: float,
+    damping: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """What is left of a change of the fields after the correction has undone it, plus ``damping`` times its own step.
+
+    Latents are changed by white noise of a level uniform in (0, ``noise``) and by a share uniform in (0, ``mixing``) of
+    the way to another state of the batch: every direction, and above all those in which states differ.
+    """  # fmt: skip
+    autoencoder, correction = emulator.autoencoder, emulator.correction
+    if correction is None:
+        raise ValueError("this model has no correction")
+    with torch.no_grad():
+        latent = autoencoder.encode(u[:, 0], phase[:, 0])
+        z = latent.z
+        level, share = torch.rand(2, len(z), *(1,) * (z.ndim - 1), generator=generator).to(z)
+        away = z + noise * level * torch.randn(z.shape, generator=generator).to(z) + mixing * share * (z.roll(1, 0) - z)
+        wanted = correction.project(autoencoder, autoencoder.decode(latent, phase[:, 0]))
+        moved = Latent(away, latent.carried)
+        change = wanted - correction.project(autoencoder, autoencoder.decode(moved, phase[:, 0]))
+    back = correction(away, change)
+    found = correction.project(autoencoder, autoencoder.decode(Latent(back, latent.carried), phase[:, 0]))
+    loss: Tensor = ((found - wanted) / correction.scale).square().mean() + damping * (back - away).square().mean()
+    return loss
 
 
 @torch.no_grad()

@@ -94,6 +94,11 @@ def save(model: "Model", path: str | Path) -> Path:
     """Write a model as a directory, atomically enough: weights first, the config that vouches for them last."""
     from safetensors.torch import save as save_tensors
 
+    if model.emulator.laws is not None:
+        raise ValueError(
+            "found a model at other parameters than it was trained at, wanted the one that it was made from. "
+            "Usual fix: save that one, and call `at` after loading"
+        )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.emulator.state_dict().items()}

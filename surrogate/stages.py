@@ -5,6 +5,7 @@
     mean          the mean net, through the decoder, unrolled    mean square error
     generator     flow matching on the residual to the mean net  in the latent, weighted by what the decoder sees
     fast          one pass with noise, started from the mean net almost fair CRPS through the decoder, unrolled
+    correction    the gain that turns changes of fields to ones of latents  the least change of the latents that does it
 
 A stage is resumed from its checkpoint, and skipped if it is complete; what the stages before it made is loaded first.
 """
@@ -23,6 +24,7 @@ from ..autoencoder.training import Stage, fit
 from ..datasets.datamodule import FieldData
 from .emulator import Emulator
 from .objectives import (
+    correction_loss,
     decoder_error_loss,
     decoder_sensitivity,
     generator_loss,
@@ -38,6 +40,7 @@ _LEARNED = {
     "mean": ("mean.", "increment"),
     "generator": ("generator.", "increment", "residual"),
     "fast": ("fast.", "increment"),
+    "correction": ("correction.",),
 }  # what of a model's state a stage is responsible for
 _MEASURED = 256  # windows from which scales are measured before a stage
 
@@ -134,6 +137,13 @@ def _fast(emulator: Emulator, options: Mapping[str, Any], generator: torch.Gener
     return Plan(objective, [_part(emulator, "fast")], emulator.history + _longest(options))
 
 
+def _correction(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+    def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
+        return correction_loss(emulator, u, phase, options["noise"], options["mixing"], options["damping"], generator)
+
+    return Plan(objective, [_part(emulator, "correction")], 1)
+
+
 def _longest(options: Mapping[str, Any]) -> int:
     return max(int(frames) for _, frames in options["unroll"])
 
@@ -154,6 +164,7 @@ STAGES: dict[str, Callable[[Emulator, Mapping[str, Any], torch.Generator, Window
     "mean": _mean,
     "generator": _generator,
     "fast": _fast,
+    "correction": _correction,
 }
 
 
@@ -237,6 +248,8 @@ def _measure(name: str, emulator: Emulator, data: FieldData, shift: Shift) -> Wi
     u = shift(u)
     if name == "autoencoder":
         autoencoder.start_from(u[:, 0], phase[:, 0])
+    elif name == "correction":
+        emulator.measure_correction(u[:, 0])
     elif name != "error":
         before, after = emulator.encode(u[:, :history], phase[:, :history]), emulator.encode(u[:, 1:], phase[:, 1:])
         if name == "mean" or (emulator.mean is None and bool((emulator.increment == 1).all())):
