@@ -34,9 +34,10 @@ class Chain:
         **constraints: Maps by name, in the order of application; each idempotent and differentiable.
 
     >>> import torch
-    >>> pair = Chain(ends=lambda u: torch.cat((torch.zeros(1), u[1:])), mean=lambda u: u - u.mean(), rounds=60)
-    >>> out = pair(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64))
-    >>> [round(float(v), 9) for v in out], sorted(pair.check(out))
+    >>> def ends(u): return torch.cat((torch.zeros(1), u[1:]))
+    >>> chain = Chain(mean=lambda u: u - u.mean(), ends=ends, rounds=60)
+    >>> out = chain(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64))
+    >>> [round(float(v), 9) for v in out], sorted(chain.check(out))
     ([0.0, -2.0, 2.0], ['ends', 'mean'])
     """
 
