@@ -11,15 +11,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 PROMISED = {
+    "ensembles": ["4.1 peak memory", "4.1 after kills the same", "4.1 decoded member / direct one", "4.1 online mean"],
     "design": ["2.2 box: gain, lapse / cma-es", "2.2 designs with the achieved value", "2.2 largest violation"],
     "exactness": ["3.3 mean vorticity after", "3.3 kolmogorov, energy and enstrophy: Newton", "3.3 heads' share of"],
     "latents": ["4 mean after decoding", "4 mass after decoding", "4 divergence after decoding"],
     "operators": ["3.1 order of finite differences 6", "3.1 order of the sphere", "3.1 spectral laplacian"],
+    "physics": ["3.1 KdV soliton: order of the hermite", "3.1 burgers: right-hand side against", "3.1 burgers: least"],
     "shock": ["3.2 dam break, stoker: weak residual", "3.2 dam break, ritter: drifting", "3.2 dam break, stoker: ent"],
     "speed": ["2.2 pixel crps / fast decoded", "2.2 import lapse loads"],
     "forecast": ["2.1 rmse of fast's mean / best", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],
 }
-OPTIONS = {"forecast": ["--only", "lapse-fast", "pixel-mean"]}
+OPTIONS = {
+    "forecast": ["--only", "lapse-fast", "pixel-mean"],
+    "physics": ["--only", "exact", "statements", "counterfeits"],
+}
 
 
 @pytest.mark.parametrize("name", sorted(PROMISED))
