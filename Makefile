@@ -68,6 +68,8 @@ bench-%: setup  ## run benchmarks/NAME.py, which writes benchmarks/results/NAME.
 	@test -f benchmarks/$(subst -,_,$*).py || { echo "no benchmarks/$(subst -,_,$*).py; there are: $(sort $(benches))"; exit 1; }
 	$(PY) benchmarks/$(subst -,_,$*).py $(ARGS)
 
+bench-physics: bench-operators  # what the equations are made of
+
 results: setup  ## render docs/results.md from benchmarks/results/*.json, and nothing else
 	$(PY) benchmarks/tables.py
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .equation import Equation
 from .residual import residual
 
-STRIDES = (32, 16, 8, 4, 2)  # of the fine solution's frames, coarsest first
+STRIDES = (16, 8, 4, 2)  # of the fine solution's frames, coarsest first
 SUBSTEPS = 4  # steps of the fine solution between its frames
 FLIGHTS = 3  # each begins where the one before ended
 CLEAR = 10.0  # times the doubt about a figure, from where on it counts

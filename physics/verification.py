@@ -93,7 +93,7 @@ class Verification:
             lines += [f"{name:<22}" + "".join(f"{row[form]:>12.2e}" for form in forms) + remark]
         lines += [f"{'fit for use':<22}" + "".join(f"{'yes' if f in self.fit else 'no':>12}" for f in forms), ""]
         lines += [f"{name:<30}{d:>10.1e}" for name, d in {**self.drifts, **self.symmetries}.items()]
-        return "\n".join([*lines, *(f"PROBLEM: {p}" for p in self.problems)])
+        return "\n".join([*lines, *(f"PROBLEM: {p}" for p in self.problems)]).rstrip()
 
 
 def verify(
@@ -106,10 +106,18 @@ def verify(
         interval: Time between frames; the equation's usual one, else ten of its steps.
         seed: Of the initial state; the solution starts after the equation's spin-up.
         quiet: Do not print.
+
+    Raises:
+        ValueError: If the equation has no solver, since a variable has no rate of change.
     """
     if isinstance(equation, str):
         known = lookup(equation)
         equation = known(known.usual.grid())
+    if equation.algebraic:
+        raise ValueError(
+            f"verify: found {equation.algebraic} of {equation.name} without a rate of change, wanted an equation with "
+            "a solver"
+        )
     Delta = interval or equation.usual.interval or 10 * equation.dt
     u = equation.spin_up(torch.Generator().manual_seed(seed), 1, dtype=torch.float64)
     exact = series(equation, u, Delta, frames=17, steps=SUBSTEPS * equation.steps(Delta))
