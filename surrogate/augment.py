@@ -5,10 +5,9 @@ member is a draw from
 
     p(frames | observations)  ∝  p(first frame) p(model error) p(decoder error) p(observations | frames)
 
-by `window`: the start's prior is the climate of the training data in latent space, the dynamics are the model's own,
-and the search for a member perturbs prior and observations (randomised maximum likelihood). The members agree exactly
-with observations whose error is nought and spread elsewhere as far as dynamics, climate and compression leave them
-free. A common best estimate is found first, and each member's search starts from there.
+by an ensemble smoother (`window`): the start's prior is the climate of the training data in latent space (`climate`),
+the dynamics and their noise are the model's own. The members agree exactly with observations whose error is nought and
+spread elsewhere as far as dynamics, climate and compression leave them free.
 
 Where nothing is hidden and no error is given, the samples are forecasts from the given frames, as trajectories that
 can be added to training data; a coordinate ``generated`` marks them.
@@ -17,7 +16,7 @@ can be added to training data; a coordinate ``generated`` marks them.
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -38,21 +37,21 @@ from .emulator import Mode
 from .noise import member_generator, spelling
 from .observations import Errors, Observations, is_complete, observations
 from .rollout import finite_members
-from .window import Observed, Prior, Window
+from .window import Draws, Observed, Window
 
 if TYPE_CHECKING:
     from .model import Model
 
 __all__ = ["AugmentWarning", "augment"]
 
-BLOCK = 8
-"""Members computed together."""
-EXPLICIT = 1024
-"""Latents up to which the curvature of the cost by the start is computed, which a search then needs few steps for."""
-_LEAST = 4  # members in a block: smaller batches are rounded otherwise (see `lapse.surrogate.forecast`)
+BLOCK = 128
+"""Samples updated together."""
+_LEAST = 4  # samples in a block: smaller batches are rounded otherwise (see `lapse.surrogate.forecast`)
+_SUPPLY = 2**31  # the number of the first member behind the gains: no sample has it
+_MORE = 4  # times as many before the first step
+_FEWEST = 16  # members behind the gains
 _FRAMES = 1000  # of a climate
-_FAR = 2.0  # of the misfit, whose expectation is 1
-_TOLERANCE = 1e-3
+_FAR = 2.0  # of the innovation statistic, whose expectation is 1
 
 
 class AugmentWarning(UserWarning):
@@ -70,7 +69,7 @@ def augment(
     steps: int | None = None,
     mode: Mode | None = None,
     seed: int = 0,
-    evaluations: int = 60,
+    ensemble: int = 128,
     progress: bool = True,
 ) -> xr.Dataset:
     """Sample complete fields given sparse, masked or noisy ones; or, with nothing hidden, trajectories to train on.
@@ -83,26 +82,28 @@ def augment(
             either by variable; 0 is exact. None takes each variable's attribute ``observation_error``.
         climate: states of the kind that the model was trained on, which tell what is usual; None for what the model
             brings along.
-        before: frames before the first observed one at which the members begin. The dynamics then shape the first
+        before: frames before the first observed one at which the members begin, so that the dynamics shape the first
             frame too, for the price of computing them. None: as many as the model's history needs.
         steps: only with nothing hidden: frames of the trajectories (default: as many as given).
         mode: of the dynamics, as in `forecast`.
         seed: a member is a function of (seed, first time, member).
-        evaluations: at most, of the cost and its gradient: for the common best estimate, and again for each member.
+        ensemble: members that supply the covariances and are not among the samples; more of them make the samples
+            sharper, not better calibrated.
 
     Returns:
         Dataset over ``(member, time, *space)`` in physical units, NaN under the masks, every frame from the first
-        observed to the last. ``valid (member,)`` is 0 for a member that is not finite. ``misfit (member,)`` is twice
-        the cost over the number of observations, 1 on average where model, climate and errors are what they claim to
-        be. `forecast` takes it as it is: its last frames are an ensemble of initial states.
+        observed to the last. ``valid (member,)`` is 0 for a member that is not finite. ``innovation (time,)`` is the
+        squared misfit of each frame's observations before they were used, over the variance promised: 1 on average
+        where model, climate and errors are what they claim to be. `forecast` takes the result as it is: its last
+        frames are an ensemble of initial states.
 
         With nothing hidden: a Dataset over ``(trajectory, time, *space)``, see `lapse.surrogate.enlarge`.
 
     Raises SpecError for unfit input, for errors that are not told, and for a model without a climate if none is given.
-    Warns (AugmentWarning) where the misfit is far above 1: the search has not ended, or the errors are too small.
+    Warns (AugmentWarning) where observations and model disagree.
     """
     mode = mode or model.modes[0]
-    _check_options(model, samples, before, steps, mode, evaluations)
+    _check_options(model, samples, before, steps, mode, ensemble)
     if error is None and is_complete(observed, model.spec):
         from .enlarge import enlarge
 
@@ -112,52 +113,40 @@ def augment(
         raise SpecError([Problem("steps", found, "None: the window is what was observed", fix)])
     data = observations(observed, model.spec, error)
     hidden = max(before or 0, model.emulator.history - len(data.times))
-    search = _Search(model, data, _climate(model, climate), hidden, mode, seed, evaluations)
-    return _assembled(model, data, search, samples, progress)
+    smoother = _Smoother(model, data, _climate(model, climate), hidden, mode, seed, ensemble)
+    return _assembled(model, data, smoother, samples, progress)
 
 
-class _Search:
-    """The window, the best estimate, and blocks of members."""
+class _Smoother:
+    """The window, its observations, and samples in blocks."""
 
     def __init__(
-        self, model: "Model", data: Observations, climate: Climate, hidden: int, mode: Mode, seed: int, evaluations: int
+        self, model: "Model", data: Observations, climate: Climate, hidden: int, mode: Mode, seed: int, ensemble: int
     ) -> None:
-        self.model, self.data, self.hidden = model, data, hidden
-        self.seed, self.evaluations, self.mode = seed, evaluations, mode
-        own = next(model.emulator.parameters())
-        o = data.observed
+        self.data, self.hidden, self.mode, self.seed = data, hidden, mode, seed
+        own, o = next(model.emulator.parameters()), data.observed
 
         def padded(x: Tensor) -> Tensor:
             x = x.to(own.device) if x.dtype == torch.bool else x.to(own)
             return torch.cat([torch.zeros_like(x[:1]).expand(hidden, *x.shape[1:]), x])
 
         self.observed = Observed(padded(o.value), padded(o.error), padded(o.where))
-        frames = hidden + len(data.times)
-        self.window = Window(model.emulator, climate, frames, mode, _phases(model, data, hidden))
-        shape = (1, frames, *model.spec.shape)
-        none = Prior(own.new_zeros(1, self.window.size), own.new_zeros(shape), own.new_zeros(shape))
-        best = self.window.fit(self.observed, none, none.x, evaluations, _TOLERANCE)
-        self.window.linearise(best.x)
-        self.inverse = None
-        if climate.size <= EXPLICIT:
-            self.inverse = self.window.curvature(self.observed, best.x)
-            best = self.window.fit(self.observed, none, best.x, evaluations, _TOLERANCE, self.inverse)
-        self.best = best.x
+        self.window = Window(model.emulator, climate, hidden + len(data.times), mode, _phases(model, data, hidden))
+        self.start = data.times.values[0]
+        self.supply = self.draw(range(_SUPPLY, _SUPPLY + ensemble))
+        first = bool(self.observed.where[: model.emulator.history].any())
+        more = range(_SUPPLY + ensemble, _SUPPLY + (_MORE if first else 1) * ensemble)
+        self.more = self.draw(more, model.emulator.history)
+
+    def draw(self, members: Iterable[int], frames: int | None = None) -> Draws:
+        return self.window.draw([member_generator(self.seed, self.start, m) for m in members], frames)
 
     def block(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Members ``first … last − 1``: fields ``(members, T, C, *space)`` and misfits ``(members,)``."""
-        start = self.data.times.values[0]
-        count = max(last - first, _LEAST)
-        prior = self.window.draw([member_generator(self.seed, start, first + i) for i in range(count)])
-        # Where curvature is not known the search ends early, and what it has not reached must look like the prior.
-        begin = prior.x if self.inverse is None else self.best
-        found = self.window.fit(
-            self.observed, prior, begin.expand(count, -1), self.evaluations, _TOLERANCE, self.inverse
-        )
-        frames = [u for _, u in self.window.fields(found.x, self.observed, prior)]
-        fields = torch.stack(frames[self.hidden :], dim=1)
-        misfit = 2 * found.value / self.data.count
-        return fields[: last - first].cpu(), misfit[: last - first].cpu()
+        """Samples ``first … last − 1``: fields ``(samples, T, C, *space)``; the innovation statistic ``(T,)``."""
+        draws = self.draw(range(first, max(last, first + _LEAST)))
+        members, innovation = self.window.smooth(self.observed, draws, self.supply, self.more)
+        frames = list(self.window.fields(members, self.observed, draws))
+        return torch.stack(frames[self.hidden :], dim=1)[: last - first].cpu(), innovation[self.hidden :]
 
 
 def _climate(model: "Model", given: xr.Dataset | None) -> Climate:
@@ -184,47 +173,43 @@ def _phases(model: "Model", data: Observations, hidden: int) -> Tensor | None:
     return torch.from_numpy(np.ascontiguousarray(phase))
 
 
-def _blocks(samples: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, samples, BLOCK):
-        yield first, min(first + BLOCK, samples)
-
-
-def _assembled(model: "Model", data: Observations, search: _Search, samples: int, progress: bool) -> xr.Dataset:
-    fields, misfits = [], []
+def _assembled(model: "Model", data: Observations, smoother: _Smoother, samples: int, progress: bool) -> xr.Dataset:
+    fields = []
     with tqdm(total=samples, unit="member", disable=not progress, desc="augment") as bar:
-        for first, last in _blocks(samples):
-            u, misfit = search.block(first, last)
+        for first in range(0, samples, BLOCK):
+            last = min(first + BLOCK, samples)
+            u, innovation = smoother.block(first, last)
             fields.append(u)
-            misfits.append(misfit)
             bar.update(last - first)
-    u, misfit = torch.cat(fields), torch.cat(misfits)
+    u = torch.cat(fields)
     alive = finite_members(u)
     u = torch.where(alive.reshape(-1, *(1,) * (u.ndim - 1)), u, torch.nan)
     member = xr.DataArray(np.arange(samples), dims="member", attrs={"standard_name": "realization", "units": "1"})
     flags = {"standard_name": "status_flag", "long_name": "member stayed finite",
              "flag_values": np.array([0, 1], dtype="int8"), "flag_meanings": "blown_up valid"}  # fmt: skip
-    about = {"long_name": "twice the cost over the number of observations", "units": "1"}
+    about = {"long_name": "squared misfit before each update over its promised variance", "units": "1"}
     coords = {"member": member, "time": data.times, "generated": generated("member", samples)}
+    what = f"{samples} samples given {data.count} observations"
     out = to_dataset(u, model.spec, ("member", "time"), coords)
     out = out.assign(
-        valid=("member", alive.numpy().astype(np.int8), flags), misfit=("member", misfit.numpy(), about)
-    ).assign_attrs(attributes(model, data.history, f"{samples} samples given {data.count} observations", search.seed))
+        valid=("member", alive.numpy().astype(np.int8), flags), innovation=("time", innovation.numpy(), about)
+    ).assign_attrs(attributes(model, data.history, what, smoother.seed))
     out.attrs |= {
-        "title": f"{samples} samples by {model.name} given {data.count} observations",
-        "lapse_mode": search.mode, "lapse_input_fingerprint": _fingerprint(data),
+        "title": f"{what}, by {model.name}", "lapse_mode": smoother.mode, "lapse_input_fingerprint": _fingerprint(data)
     }  # fmt: skip
-    _judge(float(misfit[alive].mean()) if bool(alive.any()) else float("nan"), int((~alive).sum()), samples)
+    _judge(innovation, int((~alive).sum()), samples)
     return out
 
 
-def _judge(misfit: float, gone: int, samples: int) -> None:
+def _judge(innovation: Tensor, gone: int, samples: int) -> None:
     if gone:
-        warnings.warn(f"{gone} of {samples} members are not finite: NaN, and flagged in `valid`", stacklevel=4)
-    if not misfit <= _FAR:
+        warnings.warn(f"{gone} of {samples} members are not finite: NaN, and flagged in `valid`", stacklevel=5)
+    mean = float(innovation.nanmean())
+    if not mean <= _FAR:
         warnings.warn(
-            f"the samples miss the observations by more than their errors explain: found a misfit of {misfit:.3g}, "
-            "wanted about 1. Usual fix: more evaluations; larger errors; a shorter window; a climate like the data",
-            AugmentWarning, stacklevel=4,
+            f"observations and model disagree: found squared misfits of {mean:.3g} times the variance that climate, "
+            "model and errors promise, wanted about 1. Usual fix: larger errors, a climate like the data, or a look at "
+            "units and positions of the observations", AugmentWarning, stacklevel=5,
         )  # fmt: skip
 
 
@@ -262,11 +247,11 @@ def _fingerprint(data: Observations) -> str:
 
 
 def _check_options(
-    model: "Model", samples: int, before: int | None, steps: int | None, mode: str, evaluations: int
+    model: "Model", samples: int, before: int | None, steps: int | None, mode: str, ensemble: int
 ) -> None:
     problems = []
     for name, value, least in (
-        ("samples", samples, 1), ("before", before, 0), ("steps", steps, 1), ("evaluations", evaluations, 1),
+        ("samples", samples, 1), ("before", before, 0), ("steps", steps, 1), ("ensemble", ensemble, _FEWEST),
     ):  # fmt: skip
         if value is not None and value < least:
             problems.append(Problem(name, f"{value}", f"at least {least}", "leave it out for the default"))

@@ -20,7 +20,9 @@ def add_options(verb: ArgumentParser) -> None:
     )
     verb.add_argument("--before", type=int, metavar="N", help="frames before the first observed one to begin at")
     verb.add_argument("--steps", type=int, metavar="N", help="frames of each trajectory, where nothing is hidden")
-    verb.add_argument("--evaluations", type=int, default=60, metavar="N", help="of the cost, at most (default 60)")
+    verb.add_argument(
+        "--ensemble", type=int, default=128, metavar="N", help="members that supply covariances (default 128)"
+    )
     verb.add_argument(
         "--mode", choices=("fast", "quality", "mean"), help="of the dynamics (default: the model's first)"
     )
@@ -48,13 +50,15 @@ def augment(options: Namespace) -> None:
     found = model.augment(
         _opened(options.data, options), options.samples, error=_errors(options.error), climate=climate,
         before=options.before, steps=options.steps, mode=options.mode, seed=options.seed,
-        evaluations=options.evaluations, progress=not options.quiet,
+        ensemble=options.ensemble, progress=not options.quiet,
     )  # fmt: skip
     if kind == ".nc":
         write_netcdf(found, out)
     else:
         found.to_zarr(out)
-    fit = f"; misfit {float(found['misfit'].mean()):.2f} (1 is what the errors promise)" if "misfit" in found else ""
+    fit = ""
+    if "innovation" in found:
+        fit = f"; squared misfits {float(found['innovation'].mean()):.2f} times the variance promised"
     print(f"{out}: {', '.join(f'{d} {n}' for d, n in found.sizes.items())}{fit}")
 
 

@@ -1,24 +1,32 @@
-"""A window of frames as a function of independent standard normal numbers, and what they must be to fit observations.
+"""An ensemble smoother in latent space: members of a window of frames, updated frame by frame by what was observed.
 
-    x = (x₀, c, n₁ … , e₀ …) ~ N(0, I)
-    z₀ = climate(x₀),   carried means from c,   zₖ₊₁ = step(zₖ, nₖ₊₁),   uₖ = D(zₖ) + σ(s) (coarse eₖ + white wₖ)
+Every member starts from a draw of the climate, is advanced by the model with noise of its own, and at every observed
+frame its latents of this frame and of all frames before (the smoother: van Leeuwen & Evensen 1996) move by
 
-Everything that a forecast draws is a control here, and so is its start: model error is not left out (weak-constraint
-4D-Var). The white part wₖ of the decoder's error needs no search: given the rest it is Gaussian and independent from
-cell to cell.
+    z ← z + K (y + η̂ − H D(z) − H s ê),      K = (ρ ∘ cov(z, H D)) (ρ ∘ cov(H D, H D) + H s² Hᵀ + R)⁻¹
 
-A sample of the posterior of x given y = H u + η is the minimum of a perturbed cost (randomised maximum likelihood:
-Kitanidis 1995, doi:10.1029/95WR00945; Oliver, He & Reynolds 1996; an ensemble of data assimilations),
+with observation errors η̂ ~ N(0, R) and a decoder error s ê drawn for the member (Burgers, van Leeuwen & Evensen 1998).
+The covariances come from *another* ensemble, of which no sample is a member. Hence a sample depends on no other sample;
+and since truth and sample are draws of the same prior that the same K updates, the samples' spread is the error of
+their mean whatever K is, as far as D is linear and prior and model are right: an imperfect K costs accuracy, not
+calibration (an ensemble that supplies its own K is overconfident: Houtekamer & Mitchell 1998).
 
-    ½ |x − x̂|² + ½ Σ (H u(x) − y − η̂ + H σ ŵ)² / (r² + σ²),        x̂, ŵ ~ N(0, I),  η̂ ~ N(0, r²),
+ρ tapers spurious correlations with distance, by a Gaussian of the chord along periodic axes, which is positive definite
+there too. Its radius is chosen anew at every frame: the one for which one half of the ensemble best finds the latents
+of the other half from their decoded observations. As long as nothing needs to be advanced, members cost little, and
+more of them supply the covariances.
 
-with the white part then w = ŵ + σ/(r² + σ²) (y + η̂ − H u(x) − H σ ŵ). It is exact where u is linear, and close where
-the window is short against the growth of errors. For r = 0 the sample goes through the observations.
+The decoder's error comes last. Given the latents it is Gaussian with the known covariance C of `autoencoder.error`, so
+
+    ê ← ê + C Hᵀ (H C Hᵀ + R)⁻¹ (y + η̂ − H D(z) − H s ê)
+
+draws it from its posterior (Matheron's rule, by conjugate gradients): an interpolation of the misfits as smooth as the
+decoder's errors are. For R = 0 the sample goes through the observations.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import pi, prod
 
 import torch
 from torch import Tensor
@@ -26,15 +34,15 @@ from torch import Tensor
 from ..autoencoder.error import DecoderError
 from .climate import Climate
 from .emulator import Emulator, Mode, State
-from .minimise import Found, Inverse, minimise
 
-__all__ = ["Observed", "Prior", "Window"]
+__all__ = ["Draws", "Members", "Observed", "Window", "taper"]
 
-_FLOOR = 1e-3  # standard deviations: the least error of an observation in the cost, which must stay finite
-_FIT = 1e-5  # standard deviations: how close the heads are brought to exact observations before these are set
-_ROUNDS = 50
-_STEP = 0.05  # of a difference, in standard deviations of the prior
-_BATCH = 64  # differences computed together
+_RADII = (1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, float("inf"))  # of the taper, in cells
+_CHUNK = 1024  # observations taken in at once
+_LEAST_ERROR = 1e-3  # standard deviations: observations that were free of any would leave nothing to invert
+_ITERATIONS, _FIT = 40, 1e-4  # of the interpolation, and how close it comes, in standard deviations
+_ROUNDS = 3  # more of it
+_BATCH = 32  # members advanced together
 
 
 @dataclass
@@ -47,12 +55,33 @@ class Observed:
 
 
 @dataclass
-class Prior:
-    """What a member draws: x̂ ``(B, size)``, ŵ and η̂/r ``(B, T, C, *space)``, all standard normal."""
+class Draws:
+    """What a member draws, standard normal: start, carried means, noise of the steps, and for every frame the decoder's
+    error and the observations' errors: ``(B, n)``, ``(B, C)``, ``(B, steps, n)``, ``(B, T, n)``, ``(B, T, C, *space)``.
+    """
 
-    x: Tensor
-    white: Tensor
+    start: Tensor
+    carried: Tensor
+    noise: Tensor
+    decoder: Tensor
     error: Tensor
+
+    def joined(self, more: "Draws") -> "Draws":
+        """With the members of ``more`` after these, as far as both know frames."""
+        frames = more.decoder.shape[1]
+        return Draws(
+            torch.cat([self.start, more.start]), torch.cat([self.carried, more.carried]),
+            torch.cat([self.noise[:, : more.noise.shape[1]], more.noise]),
+            torch.cat([self.decoder[:, :frames], more.decoder]), torch.cat([self.error[:, :frames], more.error]),
+        )  # fmt: skip
+
+
+@dataclass
+class Members:
+    """Latents of all frames so far ``(B, T, c, *latent)``, and the carried means ``(B, C)`` float64."""
+
+    z: Tensor
+    carried: Tensor
 
 
 class Window:
@@ -69,182 +98,269 @@ class Window:
         own = next(emulator.parameters())
         self.climate = climate.to(own)
         self.phase = None if phase is None else phase.to(own)
-        self.steps = frames - emulator.history
-        self.noise = emulator.noise_size(mode)
         self.channels, *self.space = emulator.autoencoder.spec.shape
         self.model = emulator.error if emulator.error is not None else _plain_error(emulator, self.climate.error)
-        self.coarse = sum(self.model.sizes[1:])
-        self.mixture = (
-            torch.softmax(self.model.mixture.detach(), dim=1)[:, 0].sqrt().reshape(-1, *[1] * len(self.space))
-        )
-        self.sizes = [self.climate.size, self.channels, self.steps * self.noise, frames * self.coarse]
-        column = (-1, *[1] * len(self.space))
-        self.std = emulator.autoencoder.normaliser.std.reshape(column)
-        self.scale = self._usual_scale(own)
+        self.std = emulator.autoencoder.normaliser.std.reshape(-1, *[1] * len(self.space))
 
-    @property
-    def size(self) -> int:
-        """Control numbers of a member."""
-        return sum(self.sizes)
+    def draw(self, generators: Sequence[torch.Generator], frames: int | None = None) -> Draws:
+        """Each member's from its own generator, for the first ``frames`` frames or all."""
+        shape = (frames or self.frames, self.channels, *self.space)
+        steps = shape[0] - self.emulator.history
+        noise, error = self.emulator.noise_size(self.mode), self.model.noise_size
+        sizes = [self.climate.size, self.channels, steps * noise, shape[0] * error, prod(shape)]
+        rows = [torch.cat([torch.randn(n, generator=g) for n in sizes]) for g in generators]
+        whole = torch.stack(rows) if rows else torch.zeros(0, sum(sizes))
+        start, carried, draws, decoder, errors = whole.to(self.std).split(sizes, dim=1)
+        count = len(generators)
+        return Draws(
+            start, carried, draws.reshape(count, steps, noise), decoder.reshape(count, shape[0], error),
+            errors.reshape(count, *shape),
+        )  # fmt: skip
 
-    def draw(self, generators: Sequence[torch.Generator]) -> Prior:
-        """A prior draw a member, each from its own generator."""
-        shape = (self.frames, self.channels, *self.space)
-        parts = []
-        for g in generators:
-            parts.append([torch.randn(n, generator=g) for n in (self.size, prod(shape), prod(shape))])
-        x, white, error = (torch.stack(p).to(self.std) for p in zip(*parts, strict=True))
-        return Prior(x, white.reshape(-1, *shape), error.reshape(-1, *shape))
+    # the smoother
 
-    # forward
+    @torch.no_grad()
+    def smooth(self, observed: Observed, draws: Draws, supply: Draws, more: Draws) -> tuple[Members, Tensor]:
+        """The samples that ``draws`` make, updated by what is observed.
 
-    def states(self, x: Tensor) -> Iterator[State]:
-        """The latent state of every frame, from controls ``(B, size)``."""
-        x0, xc, noise, _ = torch.split(x, self.sizes, dim=1)
-        c, history = self.climate, self.emulator.history
-        z = c(x0).reshape(len(x), history, *self.emulator.latent_shape)
-        carried = c.carried_mean + c.carried_std * xc.double()
-        for k in range(history):
-            yield State(z[:, : k + 1], carried)
-        state = State(z, carried)
-        draws = noise.reshape(len(x), self.steps, self.noise)
-        for k in range(self.steps):
-            phase = self._phase(history - 1 + k, len(x))
-            state = self.emulator.advance(state, draws[:, k] if self.noise else None, phase, self.mode)
-            yield state
+        ``supply`` makes the ensemble behind K; ``more``, of the first ``history`` frames, joins it there.
 
-    def decode(self, k: int, state: State, x: Tensor, white: Tensor | None = None) -> Tensor:
-        """Frame k ``(B, C, *space)`` in physical units; ``white (B, C, *space)`` is the white part wₖ."""
-        return self._headed(self._body(state), k, state, x, white)
+        Also the innovation statistic of every frame ``(T,)``: the mean over its observations of (y − mean H D)² over
+        the variance that ensemble and errors promise, 1 on average if they are right; NaN where nothing is observed.
+        """
+        behind = supply.joined(more)
+        samples, others = self._start(draws), self._start(behind)
+        history, innovation = self.emulator.history, torch.full((self.frames,), torch.nan)
+        for k in range(self.frames):
+            if k == history:
+                count, behind = len(supply.start), supply
+                others = Members(others.z[:count], others.carried[:count])
+            if k >= history:
+                samples, others = self._advance(samples, draws, k), self._advance(others, supply, k)
+            places = observed.where[k].flatten().nonzero()[:, 0]
+            # Errors are independent, so that observations may be taken in one part after the other. The parts are
+            # spread over the frame: a strip of observations would be trusted alone before its neighbours are heard.
+            count = -(-len(places) // _CHUNK)
+            for part in range(count):
+                found = self._update(observed, k, places[part::count], samples, draws, others, behind)
+                innovation[k] = found if part == 0 else innovation[k]
+        return samples, innovation
 
-    def _body(self, state: State) -> Tensor:
-        return self.emulator.autoencoder.network.decode(state.latent.z)
+    def _start(self, draws: Draws) -> Members:
+        c = self.climate
+        z = c(draws.start).reshape(len(draws.start), self.emulator.history, *self.emulator.latent_shape)
+        return Members(z, c.carried_mean + c.carried_std * draws.carried.double())
 
-    def _headed(self, body: Tensor, k: int, state: State, x: Tensor, white: Tensor | None) -> Tensor:
-        """As `Autoencoder.decode`, from what its network gave."""
+    def _advance(self, m: Members, draws: Draws, k: int) -> Members:
+        """With frame k, one more than the members have."""
+        history, random, found = self.emulator.history, draws.noise.shape[2] > 0, []
+        for i in range(0, len(m.z), _BATCH):
+            rows = slice(i, i + _BATCH)
+            state = State(m.z[rows, -history:], m.carried[rows])
+            noise = draws.noise[rows, k - history] if random else None
+            state = self.emulator.advance(state, noise, self._phase(k - 1, len(state.z)), self.mode)
+            found.append(state.z[:, -1])
+        return Members(torch.cat([m.z, torch.cat(found)[:, None]], dim=1), m.carried)
+
+    def _update(
+        self, observed: Observed, k: int, places: Tensor, samples: Members, draws: Draws, others: Members, supply: Draws
+    ) -> float:
+        """Move both ensembles by the observations of frame k at ``places``; their innovation statistic before."""
+        std = self.std.expand(observed.value[k].shape).flatten()[places]
+        y, r = observed.value[k].flatten()[places] / std, observed.error[k].flatten()[places] / std
+        seen = self._seen(others, k, places, std)
+        error, spread = self._errors(others, supply, k, places)
+        noise = r**2 + spread.square().mean(dim=0) + _LEAST_ERROR**2
+        distances = self._distances(places)
+        radius = self._radius(others, k, seen, noise, distances)
+        misfit = y + r * supply.error[:, k].flatten(1)[:, places] - seen - error
+        own_error, _ = self._errors(samples, draws, k, places)
+        own_misfit = y + r * draws.error[:, k].flatten(1)[:, places] - self._seen(samples, k, places, std) - own_error
+        gain = _Gain(seen, noise, distances.between, radius)
+        shape = samples.z.shape[2:]
+        weights, own_weights = gain.weights(misfit), gain.weights(own_misfit)
+        near = taper(distances.latent, radius).repeat(shape[0], 1)
+        for j in range(k + 1):
+            cross = gain.covariance(others.z[:, j].flatten(1)) * near
+            others.z[:, j] += (weights @ cross.T).reshape(-1, *shape)
+            samples.z[:, j] += (own_weights @ cross.T).reshape(-1, *shape)
+        # An area mean has no place to taper about: what its correlations owe to chance is taken off them.
+        cross = _significant(gain.covariance(others.carried), others.carried, seen)
+        others.carried += weights.double() @ cross.T.double()
+        samples.carried += own_weights.double() @ cross.T.double()
+        promised = seen.var(dim=0) * (1 + 1 / len(seen)) + noise
+        return float(((y - seen.mean(dim=0)).square() / promised).mean())
+
+    def _radius(self, others: Members, k: int, seen: Tensor, noise: Tensor, distances: "_Distances") -> float:
+        """Of the taper for which the first half finds the second half's latents best."""
+        half = len(seen) // 2
+        z = others.z[:, k].flatten(1)
+        known, sought = z[:half], z[half:]
+        g = torch.Generator().manual_seed(k)
+        errors = torch.randn(len(seen) - half, len(noise), generator=g).to(noise) * noise.sqrt()
+        misfit = seen[half:] + errors - seen[:half].mean(dim=0)
+        best, lowest = float("inf"), float("inf")
+        for radius in _RADII:
+            gain = _Gain(seen[:half], noise, distances.between, radius)
+            near = taper(distances.latent, radius).repeat(others.z.shape[2], 1)
+            estimate = known.mean(dim=0) + gain.weights(misfit) @ (gain.covariance(known) * near).T
+            loss = float((estimate - sought).square().mean())
+            if loss < lowest:
+                best, lowest = radius, loss
+        return best
+
+    def _seen(self, m: Members, k: int, places: Tensor, std: Tensor) -> Tensor:
+        """Decoded and normalised at observed places, ``(B, count)``."""
+        found = []
+        for i in range(0, len(m.z), _BATCH):
+            u = self._decode(m.z[i : i + _BATCH, k], m.carried[i : i + _BATCH], k)
+            found.append(u.flatten(1)[:, places] / std)
+        return torch.cat(found)
+
+    def _errors(self, m: Members, draws: Draws, k: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The members' drawn decoder errors at observed places, and their standard deviations, ``(B, count)``."""
+        scale = self.model.scale(m.z[:, k])
+        error = (scale * self.model.draw(draws.decoder[:, k])).flatten(1)[:, places]
+        return error, scale.flatten(1)[:, places]
+
+    def _distances(self, places: Tensor) -> "_Distances":
+        """Between observed places, and from latent cells to them, in cells; along periodic axes the chord."""
+        grid, like = self.emulator.autoencoder.network.grid, self.std
+        index = torch.unravel_index(places % prod(self.space), self.space)
+        at = torch.stack(index, dim=1).to(like)
+        centres = [
+            torch.arange(n, dtype=like.dtype, device=like.device) * f + (f - 1) / 2
+            for n, f in zip(grid.latent, grid.factor, strict=True)
+        ]
+        latent = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1).reshape(-1, len(centres))
+
+        def between(a: Tensor, b: Tensor) -> Tensor:
+            away = a[:, None] - b[None]
+            for axis, (n, wraps) in enumerate(zip(self.space, grid.wraps, strict=True)):
+                if wraps:
+                    away[..., axis] = n / pi * torch.sin(pi / n * away[..., axis])
+            return away.square().sum(dim=-1).sqrt()
+
+        return _Distances(between(at, at), between(latent, at))
+
+    # fields
+
+    @torch.no_grad()
+    def fields(self, m: Members, observed: Observed, draws: Draws) -> Iterator[Tensor]:
+        """Every frame ``(B, C, *space)`` in physical units, with the decoder's error given the observations."""
+        for k in range(self.frames):
+            z, n, where = m.z[:, k], draws.decoder[:, k], observed.where[k]
+            body = self.emulator.autoencoder.network.decode(z)
+            scale = self.model.scale(z)
+
+            def normalised(n: Tensor, k: int = k, body: Tensor = body, scale: Tensor = scale) -> Tensor:
+                return self._headed(body + scale * self.model.draw(n), m.carried, k) / self.std
+
+            if bool(where.any()):
+                exact = where & (observed.error[k] == 0)
+                r = observed.error[k] / self.std
+                goal, variance = observed.value[k] / self.std + r * draws.error[:, k], torch.where(where, r**2, 0.0)
+                n = interpolated(normalised, n, goal, where, variance)
+                for _ in range(_ROUNDS):  # where heads are not linear, exact observations are met step by step
+                    if float(torch.where(exact, goal - normalised(n), 0.0).abs().max()) <= _FIT:
+                        break
+                    n = interpolated(normalised, n, goal, exact, torch.zeros_like(variance))
+                yield torch.where(exact, observed.value[k], normalised(n) * self.std)
+            else:
+                yield normalised(n) * self.std
+
+    def _decode(self, z: Tensor, carried: Tensor, k: int) -> Tensor:
+        return self._headed(self.emulator.autoencoder.network.decode(z), carried, k)
+
+    def _headed(self, x: Tensor, carried: Tensor, k: int) -> Tensor:
+        """What `Autoencoder.decode` does after its network: normalised fields to physical ones that obey the heads."""
         a = self.emulator.autoencoder
-        coarse = torch.split(x, self.sizes, dim=1)[3].reshape(len(x), self.frames, -1)[:, k]
-        none = torch.zeros(len(x), self.model.sizes[0]).to(coarse)
-        error = self.model.draw(torch.cat([none, coarse], dim=1))
-        if white is not None:
-            error = error + self.mixture * white
-        v = body + self.scale[k] * error
         if a.mask is not None:
-            v = v * a.mask
-        u: Tensor = a.heads(a.normaliser.inverse(v, self._phase(k, len(x))), state.carried)
+            x = x * a.mask
+        u: Tensor = a.heads(a.normaliser.inverse(x, self._phase(k, len(x))), carried)
         return u
 
     def _phase(self, k: int, batch: int) -> Tensor | None:
         return None if self.phase is None else self.phase[k].expand(batch, 4)
 
-    # the decoder's error
 
-    def _usual_scale(self, own: Tensor) -> Tensor:
-        """Root mean square σ(s) over a few states of the climate, for every frame."""
-        x = torch.randn(16, self.climate.size, generator=torch.Generator().manual_seed(0)).to(own)
-        with torch.no_grad():
-            z = self.climate(x).reshape(16, -1, *self.emulator.latent_shape)[:, -1]
-            scale = self.model.scale(z).square().mean(dim=0).sqrt()
-        return scale.expand(self.frames, *scale.shape).clone()
+@dataclass
+class _Distances:
+    between: Tensor
+    latent: Tensor
 
-    @torch.no_grad()
-    def linearise(self, x: Tensor) -> None:
-        """Take σ(s) from the states of one member ``(1, size)``."""
-        self.scale = torch.cat([self.model.scale(state.latent.z) for state in self.states(x)])
 
-    # the search
+class _Gain:
+    """(ρ ∘ cov(h, h) + noise)⁻¹ and covariances with h, from decoded observations h ``(M, count)`` of an ensemble."""
 
-    def fit(
-        self, observed: Observed, prior: Prior, start: Tensor, evaluations: int, tolerance: float,
-        inverse: Inverse | None = None,
-    ) -> Found:  # fmt: skip
-        """The controls that minimise the cost, for every member of ``prior``, from ``start (B, size)``."""
-        target, variance = self._target(observed, prior)
-        seen = observed.where.flatten(1).any(dim=1).tolist()
+    def __init__(self, seen: Tensor, noise: Tensor, distances: Tensor, radius: float) -> None:
+        self.away = (seen - seen.mean(dim=0)).double()
+        self.members = len(seen)
+        whole = self.away.T @ self.away / (self.members - 1) * taper(distances, radius).double()
+        self.factor = torch.linalg.cholesky(whole + torch.diag(noise.double()))
+        self.like = seen
 
-        def function(x: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                at = x.detach().requires_grad_(True)
-                cost = 0.5 * (at - prior.x).square().sum(dim=1)
-                for k, state in enumerate(self.states(at)):
-                    if seen[k]:
-                        r = (self.decode(k, state, at) - target[:, k]) / self.std
-                        r = torch.where(observed.where[k], r, 0.0)
-                        cost = cost + 0.5 * (r.square() / variance[k]).flatten(1).sum(dim=1)
-                (gradient,) = torch.autograd.grad(cost.sum(), at)
-            return cost.detach(), gradient
+    def weights(self, misfit: Tensor) -> Tensor:
+        """``(B, count)`` to the same, times the inverse."""
+        return torch.cholesky_solve(misfit.double().T, self.factor).T.to(self.like)
 
-        return minimise(function, start, evaluations, tolerance, inverse)
+    def covariance(self, x: Tensor) -> Tensor:
+        """Of ``x (M, n)`` with what is observed, ``(n, count)``."""
+        a = (x - x.mean(dim=0)).double()
+        return (a.T @ self.away / (self.members - 1)).to(self.like)
 
-    @torch.no_grad()
-    def curvature(self, observed: Observed, x: Tensor) -> Inverse:
-        """The inverse of I + JᵀJ, with J the derivative of the misfits by x₀ about the member ``x (1, size)``.
 
-        Differences in as many directions as there are latents; for the other controls, of which each does little, it
-        is the identity.
-        """
-        zero = torch.zeros_like(observed.value)[None]
-        _, variance = self._target(observed, Prior(x, zero, zero))
-        weight = variance.rsqrt() / self.std
-        count = self.climate.size
-        base, columns = self._seen(observed, x, weight), []
-        for i in range(0, count, _BATCH):
-            rows = torch.arange(i, min(i + _BATCH, count), device=x.device)
-            moved = x.repeat(len(rows), 1)
-            moved[torch.arange(len(rows)), rows] += _STEP
-            columns.append((self._seen(observed, moved, weight) - base).double() / _STEP)
-        J = torch.cat(columns)
-        H = torch.eye(count, dtype=torch.float64, device=x.device) + J @ J.T
-        whole = torch.linalg.inv(H).to(x)
-        return lambda q: torch.cat([q[:, :count] @ whole, q[:, count:]], dim=1)
+def interpolated(
+    fields: Callable[[Tensor], Tensor], n: Tensor, goal: Tensor, where: Tensor, variance: Tensor
+) -> Tensor:
+    """n + Jᵀ Hᵀ (H J Jᵀ Hᵀ + R)⁻¹ (goal − H fields(n)), with J the derivative of the fields by the noise n.
 
-    def _seen(self, observed: Observed, x: Tensor, weight: Tensor) -> Tensor:
-        """Weighted fields at all observations, ``(B, count)``."""
-        found = [
-            (self.decode(k, state, x) * weight[k])[:, observed.where[k]]
-            for k, state in enumerate(self.states(x))
-            if bool(observed.where[k].any())
-        ]
-        return torch.cat(found, dim=1)
+    Conjugate gradients on ``(B, C, *space)``, nought where nothing is observed. Fields are linear in the noise up to
+    the heads, which mostly are, too: a difference is as good as a derivative.
+    """
 
-    def _target(self, observed: Observed, prior: Prior) -> tuple[Tensor, Tensor]:
-        """What the fields without their white part are to be near, and the variance of the difference, normalised."""
-        white = self.mixture * self.scale
-        r = observed.error / self.std
-        target = observed.value + self.std * (r * prior.error - white * prior.white)
-        return torch.where(observed.where, target, 0.0), r.square() + white.square() + _FLOOR**2
+    def back(v: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = n.detach().requires_grad_(True)
+            (g,) = torch.autograd.grad((fields(at) * v).sum(), at)
+        return g
 
-    @torch.no_grad()
-    def fields(self, x: Tensor, observed: Observed, prior: Prior) -> Iterator[tuple[State, Tensor]]:
-        """Every frame's state and fields, the white part conditioned on the observations; exact ones are met exactly.
+    here = fields(n)
+    off = torch.where(where, goal - here, 0.0)
+    axes = tuple(range(1, off.ndim))
+    x, r, p = torch.zeros_like(off), off.clone(), off.clone()
+    rr = first = r.square().sum(dim=axes, keepdim=True)
+    for _ in range(_ITERATIONS):
+        if bool((rr <= 1e-9 * first).all()):
+            break
+        # A difference is taken with noise of the usual size: a smaller one would drown in rounding.
+        step = back(p)
+        size = step.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-30)
+        forward = (fields(n + step / size) - here) * size.reshape(-1, *[1] * (off.ndim - 1))
+        q = torch.where(where, forward, 0.0) + variance * p
+        alpha = rr / (p * q).sum(dim=axes, keepdim=True).clamp(min=1e-30)
+        x, r = x + alpha * p, r - alpha * q
+        after = r.square().sum(dim=axes, keepdim=True)
+        p, rr = r + after / rr.clamp(min=1e-30) * p, after
+    return n + back(x)
 
-        The heads act on the whole field, so that conditioning and heads are applied in turn until both hold.
-        """
-        amplitude = self.mixture * self.scale
-        for k, state in enumerate(self.states(x)):
-            w, where = prior.white[:, k], observed.where[k]
-            body, r = self._body(state), observed.error[k] / self.std
-            u = self._headed(body, k, state, x, w)
-            if bool(where.any()):
-                gain = amplitude[k].square() / (r.square() + amplitude[k].square() + _FLOOR**2)
-                exact = where & (observed.error[k] == 0)
-                gain = torch.where(exact, torch.ones_like(gain), gain)
-                goal = observed.value[k] + observed.error[k] * prior.error[:, k]
-                wanted = u + torch.where(where, gain * (goal - u), 0.0)
-                for _ in range(_ROUNDS):
-                    off = torch.where(where, (wanted - u) / self.std, 0.0)
-                    if float(off.abs().max()) <= _FIT:
-                        break
-                    w = w + off / amplitude[k].clamp(min=1e-6)
-                    u = self._headed(body, k, state, x, w)
-                u = torch.where(exact, observed.value[k], u)
-            yield state, u
+
+def taper(distance: Tensor, radius: float) -> Tensor:
+    """exp(−½ (distance/radius)²), positive definite for distances in a space of any dimension (Schoenberg 1938)."""
+    return torch.exp(-0.5 * (distance / radius).square())
+
+
+def _significant(cross: Tensor, x: Tensor, seen: Tensor) -> Tensor:
+    """Covariances ``(n, count)`` with the part that a sample of this size shows by chance taken off."""
+    size = x.double().var(dim=0)[:, None] * seen.double().var(dim=0)[None]
+    r2 = cross.double().square() / size.clamp(min=1e-300)
+    kept = 1 - (1 - r2.clamp(max=1)) / (len(x) * r2.clamp(min=1e-300))
+    return cross * kept.clamp(min=0).to(cross)
 
 
 def _plain_error(emulator: Emulator, error: Tensor) -> DecoderError:
     """For a model whose decoder error was not trained: of the same size everywhere, spread evenly over the scales."""
     model = DecoderError(emulator.autoencoder).to(error)
-    level = error.clamp(1e-4, 0.9)
     with torch.no_grad():
-        model.amplitude.conv.get_parameter("bias").copy_(torch.logit(level))
-    return model
+        model.amplitude.conv.get_parameter("bias").copy_(torch.logit(error.clamp(1e-4, 0.9)))
+    return model.requires_grad_(False)
