@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_steps", "ensemble"]
+__all__ = ["add_steps", "ensemble", "opened_forecast"]
 
 
 def add_steps(
@@ -121,6 +121,19 @@ def _status(options: Namespace) -> None:
 
     found = status(options.path)
     print(json.dumps(found.to_dict()) if options.json else found)
+
+
+def opened_forecast(path: str, model: str | None) -> Any:
+    """A forecast of the command line; of an ensemble that keeps latents the fields that they decode to."""
+    from ..datasets.open import open_dataset
+    from .ensemble import Ensemble, described
+    from .keep import FOLDER
+    from .package import load
+
+    place = Path(path)
+    if (place / FOLDER / "job.json").exists() and described(place)["keep"] == "latents":
+        return Ensemble.at(place, None if model is None else load(model)).open()
+    return open_dataset(path)
 
 
 def _model(options: Namespace) -> Any:

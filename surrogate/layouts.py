@@ -61,8 +61,8 @@ def to_layout(fc: xr.Dataset, layout: Layout, *, dims: Mapping[str, str] | None 
         fix = "fc.assign_coords(init_time=…, lead_time=…) with datetime64 and timedelta64"
         problems.append(Problem("init_time", "numbers without a calendar", f"dates, as {layout} has", fix))
     if layout != "climpred" and ours["lead_time"].dtype.kind != "m" and not problems:
-        found = f"leads in {ours['lead_time'].attrs.get('units', 'numbers')}"
-        problems.append(Problem("lead_time", found, f"durations, as {layout} has", "layout='climpred'"))
+        numbers = f"leads in {ours['lead_time'].attrs.get('units', 'numbers')}"
+        problems.append(Problem("lead_time", numbers, f"durations, as {layout} has", "layout='climpred'"))
     space: dict[str, str] = {}
     if layout != "climpred":
         for role in ("latitude", "longitude"):

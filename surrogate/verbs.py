@@ -22,7 +22,7 @@ from ..datasets.spec import FieldSpec
 from .augment_verb import augment
 from .design_verb import design
 from .diagnose_verb import diagnose
-from .ensemble_verb import ensemble
+from .ensemble_verb import ensemble, opened_forecast
 from .model import Model
 from .package import load, shipped
 
@@ -117,7 +117,7 @@ def score(options: Namespace) -> None:
 
     if options.out:
         _prepared(Path(options.out))
-    fc = open_dataset(options.forecast)
+    fc = opened_forecast(options.forecast, options.model)
     model = _model_of(options, fc)
     truth = _truth(options, model)
     baselines, why_not = _persistence(fc, truth)
@@ -179,7 +179,7 @@ def report(options: Namespace) -> None:
     from .report import report as write
 
     _prepared(Path(options.out))
-    fc = open_dataset(options.forecast)
+    fc = opened_forecast(options.forecast, options.model)
     model = _model_of(options, fc)
     truth = _truth(options, model)
     baselines, why_not = _persistence(fc, truth)

@@ -196,7 +196,7 @@ def test_what_cannot_be_kept_as_latents(model: Model, ds: xr.Dataset, tmp_path: 
 OPTIONS: dict[str, Any] = {"keep": "statistics", "exceed": {"vorticity": [0.5, 1.5]}, "quantiles": (0.1, 0.5)}
 
 
-@pytest.mark.parametrize(("shard", "batch"), [(MEMBERS, MEMBERS), (3, 2)])
+@pytest.mark.parametrize(("shard", "batch"), [(MEMBERS, MEMBERS), (5, 3)])
 def test_online_statistics_are_those_of_the_members(
     model: Model, ds: xr.Dataset, direct: xr.Dataset, tmp_path: Path, shard: int, batch: int
 ) -> None:
@@ -314,6 +314,16 @@ def test_the_command_line(
     made = xr.open_zarr("s.zarr")
     assert np.allclose(made["vorticity_mean"], direct["vorticity"].mean("member"), rtol=1e-4, atol=1e-5)
     assert "crps" in xr.open_dataset("s.zarr/scores.nc") and made["quantile"].values.tolist() == [0.5]
+
+
+def test_latents_are_scored_like_fields(
+    latents: Ensemble, direct: xr.Dataset, ds: xr.Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ds.to_zarr(tmp_path / "truth.zarr", consolidated=False)
+    out = tmp_path / "scores.nc"
+    assert cli.main(["score", str(latents.path), str(tmp_path / "truth.zarr"), "--out", str(out)]) == 0
+    assert "vorticity" in capsys.readouterr().out
+    assert np.allclose(xr.open_dataset(out)["crps"], lapse.score(direct, ds)["crps"], rtol=1e-3)
 
 
 def test_a_cluster_of_dask(model: Model, ds: xr.Dataset, direct: xr.Dataset, tmp_path: Path) -> None:
