@@ -10,8 +10,9 @@ is solved by conjugate gradients in as many steps as there are invariants. T, if
 directions that keep linear constraints (a mean, no divergence), so these stay true on the way.
 
 Convergence is quadratic: near the manifold a step squares the error. For a quadratic invariant the method is Heron's
-square root, and five steps reach 1e-12 from an error of a factor of two. The steps are unrolled, so gradients are those
-of what was computed.
+square root, and five steps reach 1e-12 from an error of a factor of two. Several invariants that pull apart (energy and
+potential enstrophy of shallow water) converge as fast from anomalies that are a quarter too small, and take more than
+five steps from a half (`make bench-exactness`). The steps are unrolled, so gradients are those of what was computed.
 
 A quadratic invariant alone has a closed form: :func:`lapse.physics.constraints.with_mean_square`.
 """
