@@ -78,7 +78,7 @@ class Climate:
 
     def save(self, path: Path, weights_hash: str) -> None:
         """Write a safetensors file that says to which weights it belongs."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {
             "mean": self.mean.float(), "real": self.root.real.float(), "imaginary": self.root.imag.float(),
@@ -87,7 +87,7 @@ class Climate:
         }  # fmt: skip
         if not bool(tensors["imaginary"].any()):  # one block is real
             del tensors["imaginary"]
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, path, {"sha256": weights_hash})
+        path.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"sha256": weights_hash}))
 
     @classmethod
     def load(cls, path: Path, weights_hash: str) -> "Climate | None":

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 PROMISED = {
+    "augment": ["4.3 relative L2 augment / opt", "4.3 coverage of 90 % intervals", "4.3 largest misfit at exact"],
     "ensembles": ["4.1 peak memory", "4.1 after kills the same", "4.1 decoded member / direct one", "4.1 online mean"],
     "design": ["2.2 box: gain, lapse / cma-es", "2.2 designs with the achieved value", "2.2 largest violation"],
     "exactness": ["3.3 mean vorticity after", "3.3 kolmogorov, energy and enstrophy: Newton", "3.3 heads' share of"],
