@@ -110,7 +110,7 @@ class Window:
         sizes = [self.climate.size, self.channels, steps * noise, shape[0] * error, prod(shape)]
         rows = [torch.cat([torch.randn(n, generator=g) for n in sizes]) for g in generators]
         whole = torch.stack(rows) if rows else torch.zeros(0, sum(sizes))
-        start, carried, draws, decoder, errors = whole.to(self.std).split(sizes, dim=1)
+        start, carried, draws, decoder, errors = torch.split(whole.to(self.std), sizes, dim=1)
         count = len(generators)
         return Draws(
             start, carried, draws.reshape(count, steps, noise), decoder.reshape(count, shape[0], error),

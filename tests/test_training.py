@@ -246,7 +246,7 @@ def test_a_model_is_trained_from_a_config(store: Path, tmp_path: Path) -> None:
     options = config(store, tmp_path, *(f"training.{name}.steps=3" for name in stages))
     model = train(options, progress=False)
     assert set(model.modes) == {"fast", "quality", "mean"}
-    files = {"config.json", "model.safetensors", "README.md", "spec.json"}
+    files = {"config.json", "model.safetensors", "climate.safetensors", "README.md", "spec.json"}
     assert {p.name for p in (tmp_path / "model").iterdir()} == files
     records = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*/record.json")}
     assert set(records) == set(stages)
