@@ -179,7 +179,7 @@ class _Search:
             value = case.value(view)
             start = state(0)
             one = State(start.z[:1], start.carried[:1])
-            distances = self.manifold.distances(u, one, state(1).z[:, -1], case.newest)
+            distances = self.manifold.distances(u, one, case.newest)
             signed = self.sign * value
             if self.scale is None:
                 self.scale = self._scale(signed, at)

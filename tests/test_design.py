@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+import lapse
 from lapse import FieldSpec, SpecError, objectives
 from lapse.datasets.fields import space_coordinates
 from lapse.datasets.spec import Variable
@@ -338,6 +339,26 @@ def test_a_design_that_leaves_known_states_is_pulled_back_and_told(tiny: Model) 
     assert beyond[0] > 1.5 and beyond[1] < 0.75 * beyond[0]
     assert "beyond the reference" in free.attrs["lapse_design_doubts"]
     assert float(free["penalty"].max()) == 0 < float(held["penalty"].max())
+
+
+def test_the_shipped_model_tells_flow_from_what_is_none() -> None:
+    """States of the flow that were no reference cost nothing; noise and double strength do."""
+    model = lapse.load("kolmogorov64")
+    law = equation("kolmogorov", model.spec.grid, **model.spec.parameters)
+    flow = law.spin_up(torch.Generator().manual_seed(3), 12, 4.0)
+    manifold = Manifold(model.emulator, flow[:10, None])
+
+    def distances(u: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return manifold.distances(u[None], model.emulator.encode(u[None, None]), None)
+
+    for u in flow[10:]:
+        assert float(manifold.penalty(distances(u))) < 0.02
+    noise = torch.randn(flow[0].shape, generator=torch.Generator().manual_seed(1))
+    for u, name in ((flow[10] + noise, "reconstruction"), (2 * flow[10], "latent")):
+        found = distances(u)
+        assert float(found[name]) > 1.05 * manifold.limits[name]
+        assert float(manifold.penalty(found)) > 0.05
 
 
 def test_a_calendar_and_masks(make_model: Callable[..., Model], make_analyses: Callable[..., xr.Dataset]) -> None:
