@@ -22,9 +22,11 @@ differentiated exactly.
 south), a divergence is 2⟨v_φ⟩/R, a vorticity −2⟨u_φ⟩/R, a Laplacian 2⟨f_φφ⟩/R², with ⟨·⟩ over the row. East and
 north at a pole are those of the meridian in question.
 
-*Beside a pole* quotients by cos φ multiply whatever error or noise there is by the number of rows to the pole's
-reciprocal: with finite differences the order holds in the area-weighted mean square, and next to the pole it is one
-less. Data that was cut or interpolated near a pole shows it there; judge it with area weights (:meth:`Sphere.mean`).
+*Beside a pole* the slope of what is odd across it (harmonics of odd zonal order) does not vanish, and tan φ would
+multiply its error by the number of rows: an order lost. Poleward of 60° the part of f that is odd across the pole is
+therefore differentiated as cos φ · (odd / cos φ), whose second factor is smooth and even. The order of finite
+differences then holds in every row. Noise is multiplied by 1/cos φ all the same: differentiate in float64, and judge
+data that was cut or interpolated near a pole with area weights (:meth:`Sphere.mean`).
 
 Derivatives along the two axes commute to round-off. Hence ∇×∇f = 0 and the divergence of a stream function's
 velocity are nought for the discrete operators.
@@ -37,13 +39,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .differences import ACCURACIES, difference, difference_matrix
+from .differences import ACCURACIES, difference, difference_matrix, difference_weights
 from .grid import Axis, Grid
 from .operators import spectral_derivative
 
 EARTH_RADIUS = 6.371e6  # m, mean radius
 EARTH_ROTATION = 7.292e-5  # s-1
 POLAR = 1e-6  # degrees within which a row is at the pole
+CAP = math.radians(60)  # beyond, slopes of what is odd across the pole are taken of odd / cos φ
 REACH = 1.5  # spacings from the last row to the pole, below which the grid is continued across it
 
 
@@ -102,6 +105,7 @@ class Sphere:
         for end, at_pole in zip((0, -1), self._polar, strict=True):
             if at_pole:
                 self._cos[end] = 0
+        self._cap = ((phi < -CAP) & self.crosses[0] | (phi > CAP) & self.crosses[1])[:, None]
 
     def gradient(self, f: Tensor) -> Tensor:
         """∇f: field (…, lat, lon) -> vector (…, 2, lat, lon), eastward and northward, in units of f per unit of R."""
@@ -175,7 +179,22 @@ class Sphere:
         if self.spectral:
             back = sign * self._across(f)[..., south : n - north, :].flip(-2)
             return spectral_derivative(torch.cat((f, back), dim=-2), -2, 2 * math.pi, order)[..., :n, :]
-        accuracy = self.accuracy or 2
+        plain = self._differences(f, sign, order)
+        if not any(self.crosses):
+            return plain
+        odd = (f - sign * self._across(f)) / 2  # its values at opposite sides of a pole cancel
+        sin, cos, g = self._sin.to(f), self._cos.to(f), self._odd_over_cos(odd)
+        slope = self._differences(g, -sign, 1)
+        if order == 1:
+            better = cos * slope - sin * g
+        else:
+            better = cos * self._differences(g, -sign, 2) - 2 * sin * slope - cos * g
+        return torch.where(self._cap.to(f.device), plain - self._differences(odd, sign, order) + better, plain)
+
+    def _differences(self, f: Tensor, sign: int, order: int) -> Tensor:
+        """Finite differences along the meridians, with rows from beyond the poles as ghosts."""
+        n, accuracy = self.grid.shape[0], self.accuracy or 2
+        south, north = (int(at_pole) for at_pole in self._polar)
         phi, parts, rows = self._lat.coordinates, [f], list(self._lat.coordinates)
         ghosts = min(accuracy // 2 + order, n - 1)
         if self.crosses[0]:
@@ -187,6 +206,20 @@ class Sphere:
         start = ghosts if self.crosses[0] else 0
         D = difference_matrix(Axis("latitude", tuple(rows)), order, accuracy)[start : start + n]
         return D.to(f) @ torch.cat(parts, dim=-2)
+
+    def _odd_over_cos(self, odd: Tensor) -> Tensor:
+        """odd / cos φ; at a pole its limit, interpolated from the rows on both sides (it is even across a pole)."""
+        g = self._over_cos(odd)
+        reach = min((self.accuracy or 2) // 2 + 1, self.grid.shape[0] - 1)
+        index = torch.arange(odd.shape[-2], device=odd.device)[:, None]
+        for end, at_pole in zip((0, -1), self._polar, strict=True):
+            if at_pole:
+                near = [k + 1 if end == 0 else -2 - k for k in range(reach)]
+                apart = [abs(self._lat.coordinates[k] - self._lat.coordinates[end]) for k in near]
+                w = difference_weights((*(-d for d in reversed(apart)), *apart), 0.0, 0)[reach:]
+                limit = sum(2 * c * g[..., k, :] for c, k in zip(w, near, strict=True))
+                g = torch.where(index == end % odd.shape[-2], torch.as_tensor(limit).unsqueeze(-2), g)
+        return g
 
     def _across(self, f: Tensor) -> Tensor:
         """Rows half a turn away: (…, lat, lon) -> (…, lat, lon)."""

@@ -63,19 +63,18 @@ def test_harmonics_are_eigenfunctions_of_the_laplacian_to_round_off(kind, l, m):
 @pytest.mark.parametrize("accuracy", [2, 4, 6])
 @pytest.mark.parametrize(("l", "m"), [(4, 0), (5, 1), (5, 2), (6, 3)])
 def test_observed_order_on_the_globe(kind, accuracy, l, m):
-    """Nominal up to 75°; an order less in the rows beside the poles, which the area weighs down by two."""
+    """Nominal everywhere, the rows at and beside the poles included."""
     errors = []
     for n in (36, 72):
         grid = globe(n + {"poles": 1, "inset": -1}.get(kind, 0), kind, lons=2 * n)
         sphere = Sphere(grid, 1.0, accuracy)
         f = harmonic(grid, l, m)
         e = sphere.laplacian(f) + l * (l + 1) * f
-        far = grid.meshgrid()[0].abs() < 75
-        errors.append((rms(sphere, e * far), rms(sphere, e), e.abs().max()))
-    far, everywhere, most = (math.log2(a / b) for a, b in zip(*errors, strict=True))
-    assert abs(far - accuracy) < 0.25, errors
-    assert everywhere > accuracy - 0.5, errors
-    assert most > accuracy - 1.5, errors
+        errors.append((rms(sphere, e), e.abs().max()))
+    mean, most = (math.log2(a / b) for a, b in zip(*errors, strict=True))
+    # One spacing off the poles the gap across them is twice as wide, and its few rows rarer on the finer grid.
+    assert abs(mean - accuracy) < (0.5 if kind == "inset" else 0.15), errors
+    assert most > accuracy - 0.25, errors
 
 
 @pytest.mark.parametrize("accuracy", [2, 4, 6])
