@@ -74,7 +74,7 @@ def test_observed_order_on_the_globe(kind, accuracy, l, m):
     mean, most = (math.log2(a / b) for a, b in zip(*errors, strict=True))
     # One spacing off the poles the gap across them is twice as wide, and its few rows rarer on the finer grid.
     assert abs(mean - accuracy) < (0.5 if kind == "inset" else 0.15), errors
-    assert most > accuracy - 0.25, errors
+    assert most > accuracy - 0.3, errors
 
 
 @pytest.mark.parametrize("accuracy", [2, 4, 6])
