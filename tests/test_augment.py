@@ -255,6 +255,33 @@ def test_one_frame_and_a_history_of_two(model: Model, sparse: xr.Dataset) -> Non
     assert one.sizes["time"] == 1 and float(one["time"][0]) == pytest.approx(0.4)
 
 
+def test_masks_missing_variables_and_months(
+    make_model: Callable[..., Model], make_analyses: Callable[..., xr.Dataset]
+) -> None:
+    """A variable that is never observed is filled from what the model knows of it; land stays NaN."""
+    land = np.ones((16, 16), dtype=bool)
+    land[:5, :6] = False
+    variables = (Variable("vorticity", "s-1"), Variable("speed", "m s-1"))
+    calendar = {"calendar": "proleptic_gregorian", "interval": 1.0, "time_units": "months"}
+    model = make_model(variables=variables, masks={"vorticity": land, "speed": land}, **calendar)
+    times = np.arange("2001-01", "2003-09", dtype="M8[M]").astype("M8[ns]")
+    climate = make_analyses(model.spec, times)
+    climate["speed"] = (2 * climate["vorticity"]).assign_attrs(units="m s-1")
+    climate = climate.where(xr.DataArray(land, dims=("y", "x"))).assign_attrs(climate.attrs)
+    for name, units in (("vorticity", "s-1"), ("speed", "m s-1")):
+        climate[name].attrs["units"] = units
+    observed = climate[["vorticity"]].isel(time=[5])
+    observed = observed.where((observed.x > 1) & (observed.y > 2)).assign_attrs(climate.attrs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AugmentWarning)
+        out = model.augment(observed, 2, error=0.0, climate=climate, ensemble=16, before=2, progress=False)
+    kept = np.isfinite(observed["vorticity"].values)
+    assert (out["vorticity"].values[:, kept] == observed["vorticity"].values[kept]).all()
+    for name in ("vorticity", "speed"):
+        assert np.isfinite(out[name].values[..., land]).all() and np.isnan(out[name].values[..., ~land]).all()
+    assert out["time"].values.tolist() == observed["time"].values.tolist()
+
+
 def test_observations_that_cannot_be_are_told_of(model: Model, sparse: xr.Dataset) -> None:
     far = sparse.isel(time=[0]) + 100
     far["vorticity"].attrs = sparse["vorticity"].attrs
