@@ -10,7 +10,8 @@ shocks by `shock.py`; `make bench-physics` runs the former first.
   one spacing and half of it apart, per unit of time.
 - *statements*: right-hand sides against sympy, and gradients of residuals against differences of fourth order.
 - *orders*: of every equation's step and residuals on a far more finely solved solution (`lapse.physics.order`).
-- *counterfeits*: `lapse.physics.verify` on the usual box: the least score of a counterfeit over that of the truth.
+- *counterfeits*: `lapse.physics.verify` on the usual box (Gray–Scott: a smaller one): the least score of a counterfeit
+  over that of the truth, at the usual interval between frames.
 - *records*: data that nobody here computed with a solver of this library, from the folder LAPSE_DATA: Allen–Cahn of
   Raissi, Perdikaris & Karniadakis (2019, doi:10.1016/j.jcp.2018.10.045), Kuramoto–Sivashinsky of Rudy et al. (2017,
   doi:10.1126/sciadv.1602614), and Kolmogorov flow from the solver exponax (Koehler et al. 2024, arXiv:2411.00180).
@@ -227,7 +228,8 @@ def gradient_error(e: Equation, form: Form) -> float:
     (slope,) = torch.autograd.grad(square(a), a)
     d = 1e-3
     with torch.no_grad():  # of fourth order, so that the quotient's own error stays below what is measured
-        one, two = (square(torch.tensor(k * d)) - square(torch.tensor(-k * d)) for k in (1.0, 2.0))
+        at = torch.tensor([d, 2 * d], dtype=torch.float64)
+        one, two = (square(s) - square(-s) for s in at)
     return float(abs((8 * one - two) / (12 * d) / slope - 1))
 
 
