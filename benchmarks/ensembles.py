@@ -28,7 +28,7 @@ from lapse.surrogate.ensemble import Ensemble, status
 from lapse.surrogate.model import Model
 from record import ROOT, Row, quick, record, show
 
-WORK = ROOT / "benchmarks" / "work" / "ensembles"
+WORK = ROOT / "benchmarks" / "work" / f"ensembles-{os.getpid()}"
 FORK = multiprocessing.get_context("fork")
 SEED = 5
 
@@ -222,29 +222,31 @@ def latents(model: Model, ds: xr.Dataset, members: int, steps: int) -> list[Row]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--members", type=int, default=40 if quick() else 1000, help="a multiple of 10")
-    members = parser.parse_args().members
+    parser.add_argument("--only", nargs="+", choices=("latents", "splits", "kills", "scale"), help="some stages")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    begin = time.process_time(), time.perf_counter()
-    shutil.rmtree(WORK, ignore_errors=True)
     steps, small = (2, 8) if quick() else (10, 100)
     simulate("kolmogorov", WORK / "flow.zarr", trajectories=1, frames=steps + 2, interval=0.2, resolution=64,
              spin_up=0.5 if quick() else 20.0, seed=9, progress=False)  # fmt: skip
     ds = open_dataset(WORK / "flow.zarr").isel(trajectory=0).load()
     start = ds.isel(time=slice(0, 2))
     model = load("kolmogorov64")
-    rows = scale(model, start, members, steps)
-    rows += splits(model, ds, small, steps)
-    rows += kills(model, start, 2 * small, 3, 2 if quick() else 20)
-    rows += latents(model, start, small, steps)
-    children = sum(os.times()[2:4])
-    cpu = time.process_time() - begin[0] + children
-    notes = [
-        f"{cpu / 60:.1f} CPU minutes in {(time.perf_counter() - begin[1]) / 60:.1f} minutes of the clock.",
-        "kolmogorov64 compresses 8 times and float16 halves: 16 times is what its latents can save.",
-    ]
-    path = record("ensembles", rows, (time.perf_counter() - begin[1]) / 60, notes)
-    show(rows, path)
-    shutil.rmtree(WORK)
+    stages: dict[str, Callable[[], list[Row]]] = {
+        "latents": lambda: latents(model, start, small, steps),
+        "splits": lambda: splits(model, ds, small, steps),
+        "kills": lambda: kills(model, start, 2 * small, 3, 2 if quick() else 20),
+        "scale": lambda: scale(model, start, options.members, steps),
+    }
+    note = "kolmogorov64 compresses 8 times and float16 halves: 16 times is what its latents can save."
+    try:
+        for name in options.only or stages:
+            begin = time.perf_counter()
+            rows = stages[name]()
+            show(rows, record("ensembles", rows, (time.perf_counter() - begin) / 60, note, stage=name))
+        print(f"{(time.process_time() + sum(os.times()[2:4])) / 60:.1f} CPU minutes")
+    finally:
+        if FORK.parent_process() is None:
+            shutil.rmtree(WORK, ignore_errors=True)
 
 
 if __name__ == "__main__":
