@@ -13,7 +13,7 @@ import json
 import time
 from typing import Any
 
-import forecast as contenders
+import contenders
 import numpy as np
 import torch
 from torch import Tensor
