@@ -36,7 +36,7 @@ DATA: dict[int, dict[str, Any]] = {
 
 # Chosen on validation trajectories: `benchmarks/codes.py`, decisions/0003 and 0006.
 CODES: dict[int, dict[str, int]] = {
-    64: {"latent_channels": 8, "factor": 4, "patch": 4, "width": 64, "encoder_depth": 0, "decoder_depth": 0},
+    64: {"latent_channels": 12, "factor": 4, "patch": 4, "width": 64, "encoder_depth": 0, "decoder_depth": 0},
     256: {"latent_channels": 32, "factor": 16, "patch": 8, "width": 64, "encoder_depth": 1, "decoder_depth": 1},
 }
 WIDTH = {64: 64, 256: 64}  # of the backbone on latents
@@ -58,7 +58,7 @@ def settings(size: int, data_path: Path, name: str) -> list[str]:
     pixels, started = contender["autoencoder"] == "identity", "mean" in contender["shares"]
     like = size if size in CODES else 64
     # The one-pass pixel net starts from scratch, so it first learns short unrolls, as the mean net does for lapse.
-    unroll = "[[0.0,2],[0.3,4],[0.6,8]]" if started else "[[0.0,1],[0.4,2],[0.6,4],[0.85,8]]"
+    unroll = "[[0.0,2],[0.3,4],[0.6,8],[0.85,4,16]]" if started else "[[0.0,1],[0.4,2],[0.6,4],[0.85,8]]"
     out = [
         f"data.path={data_path}", f"data.shift={{x: 1, y: {size // 4}}}", f"autoencoder={contender['autoencoder']}",
         f"emulator.parts=[{','.join(contender['shares'])}]", f"emulator.width={64 if pixels else WIDTH[like]}",
