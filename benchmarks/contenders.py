@@ -65,7 +65,7 @@ def settings(size: int, data_path: Path, name: str) -> list[str]:
         "emulator.depth=6", "emulator.position=4", f"data.heads={'[]' if pixels else 'auto'}",
         "training.mean.batch=8", "training.mean.unroll=[[0.0,1],[0.4,2],[0.7,4]]", "training.generator.batch=8",
         "training.autoencoder.batch=4", "training.fast.batch=8", f"training.fast.unroll={unroll}",
-        f"training.fast.lr={1.5e-3 if started else 3e-3}",
+        f"training.fast.lr={4e-4 if started else 3e-3}",
         f"emulator.sampling_steps={16 if 'diffusion' in name else 8}",
     ]  # fmt: skip
     if not pixels:
