@@ -128,7 +128,7 @@ def contend(name: str, size: int, seed: int, minutes: float, data_path: Path) ->
     # Sixteen evaluations a frame on pixels are dear, and nothing is asked of them there.
     if "diffusion" not in name or size < 256:
         found["uncertain"] = evaluate(forecast, data, u, "uncertain")
-    if name.startswith("lapse") or (name == "pixel-crps" and size < 256):
+    if name.startswith("lapse") or (CONTENDERS[name]["mode"] == "fast" and size < 256):
         found["long"] = long_run(forecast, data, u[0, :1])
     found["minutes"] = {"training": (trained - begin) / 60, "scoring": (time.process_time() - trained) / 60}
     done.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def compare(size: int, scores: Scores, saturation: int, label: str) -> list[Row]
         if values:
             rows.append(Row(f"2.1 {check} {label}", float(np.mean(values)), (min(values), max(values)), target, unit))
 
-    def ratio(check: str, a: dict[int, float], b: dict[int, float], target: str) -> None:
+    def ratio(check: str, a: dict[int, float], b: dict[int, float], target: str | None) -> None:
         add(check, [a[s] / b[s] for s in sorted(set(a) & set(b))], target, "ratio")
 
     for name in scores:
@@ -176,12 +176,13 @@ def compare(size: int, scores: Scores, saturation: int, label: str) -> list[Row]
     fast = mean("lapse-fast", "clean", "crps")
     ratio("crps fast / latent-16", fast, mean("latent-diffusion-16", "clean", "crps"), "<= 0.85")
     ratio("crps fast / pixel crps", fast, mean("pixel-crps", "clean", "crps"), "<= 1.05" if small else "<= 0.9")
+    ratio("crps fast / pixel two-stage", fast, mean("pixel-two-stage", "clean", "crps"), None)
     known = {n: np.mean(list(mean(n, "clean", "rmse").values())) for n in DETERMINISTIC if n in scores}
     if known:
         best = min(known, key=lambda n: known[n])
         ours, other = mean("lapse-fast", "clean", "rmse"), mean(best, "clean", "rmse")
         ratio(f"rmse of fast's mean / best deterministic ({best})", ours, other, "<= 1.05" if small else "<= 0.95")
-    for name in ("lapse-fast", "lapse-quality", "pixel-crps", "latent-diffusion-16"):
+    for name in ("lapse-fast", "lapse-quality", "pixel-crps", "pixel-two-stage", "latent-diffusion-16"):
         uncertain = [f["uncertain"]["leads"] for f in scores.get(name, {}).values() if "uncertain" in f]
         for quantity, ideal, target, unit in (
             ("spread_skill", 1.0, "0.8..1.2", "ratio"), ("coverage_90", 0.9, "0.85..0.95", "share")
