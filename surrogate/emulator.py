@@ -4,12 +4,12 @@ With z the latents of the last frames, ℓ(z) a start that needs no network and 
 
     mean net        m(z) = ℓ(z) + s M(z)                                 deterministic, trained through the decoder
     quality         z₁ = m(z) + σ r,  r = sampler(x̂(·; z, m(z)), noise)   flow matching on the residual to the mean net
-    fast            z₁ = ℓ(z) + s G(z, noise)                             one evaluation, CRPS through the decoder
+    fast            z₁ = ℓ(z) + q + s G(z, noise)                         one evaluation, CRPS through the decoder
 
-ℓ is persistence, z₀, or a linear map fitted before (`Propagator`). M, F (inside x̂) and G are three sets of weights of
-one `Backbone`; G starts from M. A rollout stays in latent space: nothing is decoded and re-encoded on the way. Noise
-always comes from outside, as a flat vector of `noise_size` numbers a member and frame, so that a member is a function
-of its own generator and of nothing else.
+ℓ is persistence, z₀, and q is 0; or ℓ is a linear map fitted before and q its innovation, which G then sees as its maps
+of noise (`Propagator`). M, F (inside x̂) and G are three sets of weights of one `Backbone`; G starts from M. A rollout
+stays in latent space: nothing is decoded and re-encoded on the way. Noise always comes from outside, as a flat vector
+of `noise_size` numbers a member and frame, so that a member is a function of its own generator and of nothing else.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,8 @@ class Emulator(nn.Module):
         noise_maps, noise_vector: channels of the fast mode's noise on the latent grid, and numbers of its global noise.
         sampler, sampling_steps: how the quality mode samples.
         dropout: of the backbones, while training.
-        linear: ``reach`` and ``components`` of a `Propagator` that the networks start from (None: from persistence).
+        linear: ``reach``, ``components`` and ``innovations`` of the `Propagator` that the networks start from; None for
+            persistence.
 
     Attributes:
         laws: the equation that the networks were trained under and the one that they shall obey, where these differ.
@@ -107,7 +108,8 @@ class Emulator(nn.Module):
         self.autoencoder = autoencoder
         self.history = history
         self.calendar = calendar
-        self.noise_maps, self.noise_vector = noise_maps, noise_vector
+        # Beside a linear map, the maps of noise are its innovations.
+        self.noise_maps, self.noise_vector = noise_maps if linear is None else autoencoder.latent_shape[0], noise_vector
         self.sampler, self.sampling_steps = sampler, sampling_steps
         c, *latent = autoencoder.latent_shape
         self.latent_shape = (c, *latent)
@@ -120,7 +122,7 @@ class Emulator(nn.Module):
         self.mean = net(history * c, phase) if "mean" in parts else None
         context = history * c + (c if self.mean is not None else 0)
         self.generator = net(context + c, phase + TIME_FEATURES) if "generator" in parts else None
-        self.fast = net(history * c + noise_maps, phase + noise_vector) if "fast" in parts else None
+        self.fast = net(history * c + self.noise_maps, phase + noise_vector) if "fast" in parts else None
         self.error = DecoderError(autoencoder) if "error" in parts else None
         self.correction = Correction(autoencoder) if "correction" in parts else None
         shared = position == 0
@@ -171,6 +173,8 @@ class Emulator(nn.Module):
             raise ValueError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
         if mode == "mean":
             return 0
+        if mode == "fast" and self.propagator is not None:
+            return self.propagator.noise_size + self.noise_vector
         if mode == "fast":
             return self.noise_maps * int(prod(self.latent_shape[1:])) + self.noise_vector
         return int(prod(self.latent_shape))
@@ -234,11 +238,15 @@ class Emulator(nn.Module):
     def predict_fast(self, state: State, context: Tensor, condition: Tensor | None, noise: Tensor) -> Tensor:
         """The fast net's next frame, a sample."""
         cells = noise.shape[1] - self.noise_vector
-        maps = noise[:, :cells].reshape(len(noise), self.noise_maps, *self.latent_shape[1:])
-        vector = noise[:, cells:]
+        start, vector = self.start(state), noise[:, cells:]
+        if self.propagator is None:
+            maps = noise[:, :cells].reshape(len(noise), self.noise_maps, *self.latent_shape[1:])
+        else:
+            innovation = self.propagator.innovation(noise[:, :cells])
+            start, maps = start + innovation, innovation / self.increment
         c = vector if condition is None else torch.cat([condition, vector], dim=1)
         change: Tensor = self._part("fast")(torch.cat([context, maps], dim=1), c)
-        return self.start(state) + self.increment * change
+        return start + self.increment * change
 
     def denoiser(self, context: Tensor, start: Tensor, condition: Tensor | None) -> PreconditionedDenoiser:
         """Denoiser of the unit-variance residual ``(z₁ − start)/σ``, given context frames and the mean net's answer."""

@@ -1,7 +1,8 @@
 """A linear start for the dynamics: the next frame by ridge regression on what lies around it, cell by cell.
 
-    z₁(x) = z₀(x) + Aₓ f(x),    f(x) = (last frames at x and its neighbours, leading components of the whole frames)
+    z₁(x) = z₀(x) + Aₓ f(x) + q(x),    f(x) = (last frames at x and its neighbours, leading components of whole frames)
     Aₓ    = argmin Σ_t |z₁ − z₀ − A f|² + r |A|²,   over the frames t and the cells within `pool` of x
+    q     = Σⱼ qⱼ ξⱼ + σ(x) η(x),  ξ, η ~ N(0, 1):  what the map leaves unexplained, its leading components and the rest
 
 It is an empirical normal mode forecast (Hasselmann 1988, doi:10.1029/JD093iD09p11015; Penland 1989) that knows where it
 is: short records of a fixed region determine it in closed form, which no network trained on them reaches, and the
@@ -28,23 +29,26 @@ _LARGEST = 2**28
 class Propagator(nn.Module):
     """Latents of the last frames ``(B, history, c, *latent)`` to the next, ``(B, c, *latent)``.
 
-    Before `Equations.solve` was copied into it, it is persistence.
+    Before `surrogate.regression` has fitted it, it is persistence without innovations.
 
     Arguments:
         channels, latent, periodic, history: of the latents.
         reach: neighbours on either side along every axis.
         components: leading principal components of a frame that every cell sees, of each context frame.
         shared: one map for all cells, where the dynamics are the same everywhere.
+        innovations: components of what the map leaves unexplained; what is left beyond them is drawn cell by cell.
 
     Raises ValueError for components of a shared map, which would not be the same everywhere.
     """
 
     weight: Tensor
     modes: Tensor
+    patterns: Tensor
+    local: Tensor
 
     def __init__(
         self, channels: int, latent: Sequence[int], periodic: Sequence[bool], history: int, reach: int = 1,
-        components: int = 0, shared: bool = False,
+        components: int = 0, shared: bool = False, innovations: int = 20,
     ) -> None:  # fmt: skip
         super().__init__()
         if shared and components:
@@ -56,10 +60,22 @@ class Propagator(nn.Module):
         features = history * (channels * (2 * reach + 1) ** len(self.latent) + components)
         self.register_buffer("weight", torch.zeros(1 if shared else prod(self.latent), features, channels))
         self.register_buffer("modes", torch.zeros(components, channels * prod(self.latent)))
+        self.register_buffer("patterns", torch.zeros(innovations, channels * prod(self.latent)))
+        self.register_buffer("local", torch.zeros(channels, *self.latent))
 
     def forward(self, z: Tensor) -> Tensor:
         change = torch.matmul(self.features(z).permute(2, 0, 1), self.weight)  # (cells, B, c)
         return z[:, -1] + change.permute(1, 2, 0).reshape(z[:, -1].shape)
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers of one `innovation`."""
+        return len(self.patterns) + self.local.numel()
+
+    def innovation(self, noise: Tensor) -> Tensor:
+        """``(B, noise_size)``, standard normal, to the random part of one frame, ``(B, c, *latent)``."""
+        far, near = noise.split([len(self.patterns), self.local.numel()], dim=1)
+        return (far @ self.patterns).reshape(-1, *self.local.shape) + self.local * near.reshape(-1, *self.local.shape)
 
     def features(self, z: Tensor) -> Tensor:
         """``(B, history, c, *latent)`` to ``(B, features, cells)``."""
@@ -82,18 +98,34 @@ class Propagator(nn.Module):
         if not len(self.modes):
             return
         x = frames.flatten(1).double()
-        scale = x.square().mean().sqrt()
-        if min(x.shape) < len(self.modes):
-            raise ValueError(f"found {len(x)} frames of {x.shape[1]} numbers, wanted {len(self.modes)} of each or more")
-        if len(x) < x.shape[1]:
-            value, left = torch.linalg.eigh(x @ x.T)
-            modes = left.T @ x / value.clamp(min=1e-12 * float(value[-1])).sqrt()[:, None]
-        else:
-            value, vector = torch.linalg.eigh(x.T @ x)
-            modes = vector.T
-        keep = len(self.modes)
-        deviation = (value[-keep:] / len(x)).clamp(min=1e-12 * float(value[-1])).sqrt()
-        self.modes.copy_((modes[-keep:] * (scale / deviation)[:, None]).flip(0))
+        modes, deviation = _components(x, len(self.modes))
+        self.modes.copy_(modes * (x.square().mean().sqrt() / deviation)[:, None])
+
+    @torch.no_grad()
+    def measure_innovation(self, left: Tensor, factor: float) -> None:
+        """Take the innovations from what the map left unexplained, ``left (N, c, *latent)``, times ``factor``."""
+        x = factor * left.flatten(1).double()
+        count = min(len(self.patterns), len(x) // 4, x.shape[1])
+        self.patterns.zero_()
+        if count:
+            modes, deviation = _components(x, count)
+            self.patterns[:count] = (modes * deviation[:, None]).to(self.patterns)
+        rest = x.square().mean(dim=0) - self.patterns.double().square().sum(dim=0)
+        self.local.copy_(rest.clamp(min=0).sqrt().reshape(self.local.shape))
+
+
+def _components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Leading ``count`` principal components of ``x (N, D)``, orthonormal rows, and the deviation along each."""
+    if min(x.shape) < count:
+        raise ValueError(f"found {len(x)} frames of {x.shape[1]} numbers, wanted {count} of each or more")
+    if len(x) < x.shape[1]:
+        value, left = torch.linalg.eigh(x @ x.T)
+        modes = left.T @ x / value.clamp(min=1e-12 * float(value[-1]) + 1e-30).sqrt()[:, None]
+    else:
+        value, vector = torch.linalg.eigh(x.T @ x)
+        modes = vector.T
+    deviation = (value / len(x)).clamp(min=1e-12 * float(value[-1]) + 1e-30).sqrt()
+    return modes[-count:].flip(0), deviation[-count:].flip(0)
 
 
 class Equations:
@@ -124,6 +156,11 @@ class Equations:
             f, y = f.permute(1, 0, 2).flatten(1)[None], y.flatten(0, 1)[None]
         self.gram += f @ f.mT
         self.moment += f @ y
+
+    def add_from(self, other: "Equations", share: float = 1.0) -> None:
+        """Those of another set of windows, weighed."""
+        self.gram += share * other.gram
+        self.moment += share * other.moment
 
     def pooled(self, pool: int) -> "Equations":
         """Each cell's, with those of the cells within ``pool`` along every axis added."""

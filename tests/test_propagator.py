@@ -114,6 +114,19 @@ def test_what_acts_from_afar_needs_components() -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_innovations_have_the_variances_of_what_was_left() -> None:
+    """Two patterns and noise of its own in every cell: the leading ones whole, the rest cell by cell."""
+    patterns = torch.linalg.qr(torch.randn(24, 2))[0].T * torch.tensor([[6.0], [3.0]])
+    noise = 0.1 * (1 + torch.arange(24.0) % 3)
+    left = (torch.randn(4000, 2) @ patterns + noise * torch.randn(4000, 24)).reshape(-1, 2, 3, 4)
+    propagator = Propagator(2, (3, 4), (True, True), 1, innovations=2)
+    propagator.measure_innovation(left, 2.0)
+    draws = propagator.innovation(torch.randn(8000, propagator.noise_size)).flatten(1)
+    wanted = 4 * (patterns.T @ patterns + torch.diag(noise**2))
+    assert torch.allclose(draws.T @ draws / 8000, wanted, atol=0.05 * float(wanted.max()))
+    assert torch.allclose(draws.square().mean(0), wanted.diagonal(), rtol=0.1)
+
+
 @pytest.mark.parametrize("factor", [0.9, 1.05])
 def test_growth_of_a_known_map(factor: float) -> None:
     propagator = Propagator(1, (5,), (True,), 2, reach=0)
@@ -163,6 +176,10 @@ def test_a_fit_forecasts_and_does_not_grow(waves: Path, tmp_path: Path) -> None:
     innovation = 0.3 / float(data.normaliser.std[0]) * float(data.spec.mask_tensor().float().mean()) ** 0.5
     assert 0.95 * innovation < error < 1.2 * innovation < 0.8 * (x[:-1] - x[1:]).square().mean().sqrt()
     assert not found[:, :, 2:4, 3:5].any()
+    # and the innovations are that noise
+    drawn = emulator.propagator.innovation(torch.randn(500, emulator.propagator.noise_size))
+    spread = emulator.autoencoder.network.decode(drawn).square().mean().sqrt()
+    assert 0.9 * innovation < spread < 1.25 * innovation
 
 
 def test_training_starts_there_and_a_package_holds_it(waves: Path, tmp_path: Path) -> None:
