@@ -74,8 +74,10 @@ class Propagator(nn.Module):
 
     def innovation(self, noise: Tensor) -> Tensor:
         """``(B, noise_size)``, standard normal, to the random part of one frame, ``(B, c, *latent)``."""
-        far, near = noise.split([len(self.patterns), self.local.numel()], dim=1)
-        return (far @ self.patterns).reshape(-1, *self.local.shape) + self.local * near.reshape(-1, *self.local.shape)
+        count = len(self.patterns)
+        far = (noise[:, :count] @ self.patterns).reshape(-1, *self.local.shape)
+        near: Tensor = self.local * noise[:, count:].reshape(-1, *self.local.shape)
+        return far + near
 
     def features(self, z: Tensor) -> Tensor:
         """``(B, history, c, *latent)`` to ``(B, features, cells)``."""

@@ -88,13 +88,13 @@ def fit_propagator(emulator: "Emulator", data: FieldData, weights: Tensor, horiz
 def _missed(propagator: Propagator, run: Tensor, history: int) -> tuple[Tensor, Tensor]:
     """What the map and persistence miss of every frame of a stretch, ``(N, c, *latent)`` each."""
     windows = run.unfold(0, history + 1, 1).movedim(-1, 1)
-    left = [w[:, history] - propagator(w[:, :history]) for w in windows.split(_BATCH)]
+    left = [w[:, history] - propagator(w[:, :history]) for w in torch.split(windows, _BATCH)]
     return torch.cat(left), windows[:, history] - windows[:, history - 1]
 
 
 def _ratio(missed: list[tuple[Tensor, Tensor]]) -> float:
     ours, persistence = (sum(float(m[i].square().sum()) for m in missed) for i in (0, 1))
-    return (ours / max(persistence, 1e-30)) ** 0.5
+    return float((ours / max(persistence, 1e-30)) ** 0.5)
 
 
 def _learn_from_forecasts(truth: Equations, runs: list[Tensor], history: int, pool: int, ridge: float) -> None:
@@ -134,7 +134,8 @@ def growth(propagator: Propagator, z: Tensor) -> float:
 @torch.no_grad()
 def encoded(emulator: "Emulator", data: FieldData) -> list[Tensor]:
     """Latents of every stretch of the training split, ``(T, c, *latent)`` each, as many stretches as fit in memory."""
-    runs, numbers = [], 0
+    runs: list[Tensor] = []
+    numbers = 0
     history = emulator.history
     for r in data.splits["train"]:
         for k in range(r.k0, r.k1):
