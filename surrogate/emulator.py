@@ -1,14 +1,15 @@
 """The dynamics on latents: one frame forward, in two speeds.
 
-With z the latents of the last frames and s the scale of one frame's change:
+With z the latents of the last frames, ℓ(z) a start that needs no network and s the scale of what it misses:
 
-    mean net        m(z) = z₀ + s M(z)                                   deterministic, trained through the decoder
+    mean net        m(z) = ℓ(z) + s M(z)                                 deterministic, trained through the decoder
     quality         z₁ = m(z) + σ r,  r = sampler(x̂(·; z, m(z)), noise)   flow matching on the residual to the mean net
-    fast            z₁ = z₀ + s G(z, noise)                               one evaluation, CRPS through the decoder
+    fast            z₁ = ℓ(z) + q + s G(z, noise)                         one evaluation, CRPS through the decoder
 
-M, F (inside x̂) and G are three sets of weights of one `Backbone`; G starts from M. A rollout stays in latent space:
-nothing is decoded and re-encoded on the way. Noise always comes from outside, as a flat vector of `noise_size` numbers
-a member and frame, so that a member is a function of its own generator and of nothing else.
+ℓ is persistence, z₀, and q is 0; or ℓ is a linear map fitted before and q its innovation, which G then sees as its maps
+of noise (`Propagator`). M, F (inside x̂) and G are three sets of weights of one `Backbone`; G starts from M. A rollout
+stays in latent space: nothing is decoded and re-encoded on the way. Noise always comes from outside, as a flat vector
+of `noise_size` numbers a member and frame, so that a member is a function of its own generator and of nothing else.
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from ..physics.equation import Equation
 from .backbone import Backbone, fourier_features
 from .correction import Correction
 from .denoiser import PreconditionedDenoiser
+from .propagator import Propagator
 from .sampler import SAMPLERS
 from .schedule import RectifiedFlow
 
@@ -60,6 +62,8 @@ class Emulator(nn.Module):
         noise_maps, noise_vector: channels of the fast mode's noise on the latent grid, and numbers of its global noise.
         sampler, sampling_steps: how the quality mode samples.
         dropout: of the backbones, while training.
+        linear: ``reach``, ``components`` and ``innovations`` of the `Propagator` that the networks start from; None for
+            persistence.
 
     Attributes:
         laws: the equation that the networks were trained under and the one that they shall obey, where these differ.
@@ -70,6 +74,7 @@ class Emulator(nn.Module):
     fast: Backbone | None
     error: DecoderError | None
     correction: Correction | None
+    propagator: Propagator | None
     laws: tuple[Equation, Equation] | None = None
     increment: Tensor
     residual: Tensor
@@ -88,12 +93,14 @@ class Emulator(nn.Module):
         sampling_steps: int = 8,
         dropout: float = 0.0,
         parts: tuple[str, ...] = ("mean", "generator", "fast"),
+        linear: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.history = history
         self.calendar = calendar
-        self.noise_maps, self.noise_vector = noise_maps, noise_vector
+        # Beside a linear map, the maps of noise are its innovations.
+        self.noise_maps, self.noise_vector = noise_maps if linear is None else autoencoder.latent_shape[0], noise_vector
         self.sampler, self.sampling_steps = sampler, sampling_steps
         c, *latent = autoencoder.latent_shape
         self.latent_shape = (c, *latent)
@@ -106,9 +113,11 @@ class Emulator(nn.Module):
         self.mean = net(history * c, phase) if "mean" in parts else None
         context = history * c + (c if self.mean is not None else 0)
         self.generator = net(context + c, phase + TIME_FEATURES) if "generator" in parts else None
-        self.fast = net(history * c + noise_maps, phase + noise_vector) if "fast" in parts else None
+        self.fast = net(history * c + self.noise_maps, phase + noise_vector) if "fast" in parts else None
         self.error = DecoderError(autoencoder) if "error" in parts else None
         self.correction = Correction(autoencoder) if "correction" in parts else None
+        shared = position == 0
+        self.propagator = Propagator(c, latent, flags, history, shared=shared, **linear) if linear is not None else None
         ones = torch.ones(c, *(1,) * len(latent))
         self.register_buffer("increment", ones.clone())
         self.register_buffer("residual", ones.clone())
@@ -116,6 +125,7 @@ class Emulator(nn.Module):
             "history": history, "width": width, "depth": depth, "position": position, "calendar": calendar,
             "noise_maps": noise_maps, "noise_vector": noise_vector, "sampler": sampler,
             "sampling_steps": sampling_steps, "dropout": dropout, "parts": list(parts),
+            "linear": None if linear is None else dict(linear),
         }  # fmt: skip
 
     # states
@@ -154,6 +164,8 @@ class Emulator(nn.Module):
             raise ValueError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
         if mode == "mean":
             return 0
+        if mode == "fast" and self.propagator is not None:
+            return self.propagator.noise_size + self.noise_vector
         if mode == "fast":
             return self.noise_maps * int(prod(self.latent_shape[1:])) + self.noise_vector
         return int(prod(self.latent_shape))
@@ -188,7 +200,7 @@ class Emulator(nn.Module):
             raise ValueError(f"mode {mode!r}: found noise {found}, wanted {(len(state.z), self.noise_size(mode))}")
         if mode == "fast":
             return self.push(state, self.predict_fast(state, context, condition, noise))
-        start = self.predict_mean(state, context, condition) if self.mean is not None else state.z[:, -1]
+        start = self.predict_mean(state, context, condition) if self.mean is not None else self.start(state)
         x = noise.reshape(len(noise), *self.latent_shape)
         sampler = SAMPLERS[self.sampler](self.denoiser(context, start, condition), self.sampling_steps)
         return self.push(state, start + self.residual * sampler(x))
@@ -205,19 +217,27 @@ class Emulator(nn.Module):
             raise ValueError("this model needs the phase of the year and day, (batch, 4)")
         return phase
 
+    def start(self, state: State) -> Tensor:
+        """What the networks add to, ``(B, c, *latent)``: the newest frame, or the linear map's next one."""
+        return state.z[:, -1] if self.propagator is None else self.propagator(state.z)
+
     def predict_mean(self, state: State, context: Tensor, condition: Tensor | None) -> Tensor:
         """The mean net's next frame."""
         change: Tensor = self._part("mean")(context, condition)
-        return state.z[:, -1] + self.increment * change
+        return self.start(state) + self.increment * change
 
     def predict_fast(self, state: State, context: Tensor, condition: Tensor | None, noise: Tensor) -> Tensor:
         """The fast net's next frame, a sample."""
         cells = noise.shape[1] - self.noise_vector
-        maps = noise[:, :cells].reshape(len(noise), self.noise_maps, *self.latent_shape[1:])
-        vector = noise[:, cells:]
+        start, vector = self.start(state), noise[:, cells:]
+        if self.propagator is None:
+            maps = noise[:, :cells].reshape(len(noise), self.noise_maps, *self.latent_shape[1:])
+        else:
+            innovation = self.propagator.innovation(noise[:, :cells])
+            start, maps = start + innovation, innovation / self.increment
         c = vector if condition is None else torch.cat([condition, vector], dim=1)
         change: Tensor = self._part("fast")(torch.cat([context, maps], dim=1), c)
-        return state.z[:, -1] + self.increment * change
+        return start + self.increment * change
 
     def denoiser(self, context: Tensor, start: Tensor, condition: Tensor | None) -> PreconditionedDenoiser:
         """Denoiser of the unit-variance residual ``(z₁ − start)/σ``, given context frames and the mean net's answer."""
@@ -275,14 +295,14 @@ class Emulator(nn.Module):
 
     @torch.no_grad()
     def measure_increment(self, states: State, following: State) -> None:
-        """Set the scale of one frame's change, per latent channel, from encoded pairs."""
-        change = following.z[:, -1] - states.z[:, -1]
+        """Set the scale of one frame's change beyond the start, per latent channel, from encoded pairs."""
+        change = following.z[:, -1] - self.start(states)
         self.increment.copy_(_rms(change))
 
     @torch.no_grad()
     def measure_residual(self, states: State, following: State, phase: Tensor | None) -> None:
         """Set the scale of the residual that the generator models, per latent channel, from encoded pairs."""
-        start = states.z[:, -1]
+        start = self.start(states)
         if self.mean is not None:
             start = self.predict_mean(states, self.context(states), self.condition(phase))
         self.residual.copy_(_rms(following.z[:, -1] - start))

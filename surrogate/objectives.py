@@ -164,7 +164,7 @@ def generator_loss(
         following = emulator.autoencoder.encode(u[:, history], phase[:, history]).z
         state = _blurred(state, context_noise, generator)
         context, condition = emulator.context(state), emulator.condition(phase[:, history - 1])
-        start = state.z[:, -1]
+        start = emulator.start(state)
         if emulator.mean is not None:
             start = emulator.predict_mean(state, context, condition)
         target = (following - start) / emulator.residual

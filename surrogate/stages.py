@@ -11,6 +11,7 @@ A stage is resumed from its checkpoint, and skipped if it is complete; what the 
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,22 +28,25 @@ from .objectives import (
     correction_loss,
     decoder_error_loss,
     decoder_sensitivity,
+    field_weights,
     generator_loss,
     reconstruction_loss,
     rollout_loss,
 )
+from .regression import fit_propagator
 
 __all__ = ["STAGES", "Shift", "run_stage", "unroll_at"]
 
 _LEARNED = {
     "autoencoder": ("autoencoder.",),
     "error": ("error.",),
-    "mean": ("mean.", "increment"),
-    "generator": ("generator.", "increment", "residual"),
-    "fast": ("fast.", "increment"),
+    "mean": ("mean.", "increment", "propagator."),
+    "generator": ("generator.", "increment", "residual", "propagator."),
+    "fast": ("fast.", "increment", "propagator."),
     "correction": ("correction.",),
 }  # what of a model's state a stage is responsible for
 _MEASURED = 256  # windows from which scales are measured before a stage
+_HORIZON = 8  # frames by which a linear start is chosen for a stage that does not unroll
 
 
 class Shift:
@@ -211,7 +215,8 @@ def run_stage(
         _part(emulator, name)
     generator = torch.Generator().manual_seed(seed)
     emulator.eval()
-    seen = _measure(name, emulator, data, shift)
+    begin = time.process_time()
+    seen = _measure(name, emulator, options, data, shift)
     plan = STAGES[name](emulator, options, generator, seen)
     if not any(True for part in plan.parts for _ in part.parameters()):  # autoencoder=identity
         return {"stage": name, "steps": 0, "cpu_minutes": 0.0, "losses": []}
@@ -224,6 +229,8 @@ def run_stage(
         emulator, shifted, plan.parts, options["steps"], options["lr"], cpu_minutes=options.get("cpu_minutes"),
         warmup=min(50, options["steps"] // 10 + 1), seed=seed, generators=(generator, shift.generator),
     )  # fmt: skip
+    if emulator.propagator is not None:
+        stage.spent = time.process_time() - begin  # its fit is training too
     fit(stage, data, folder, trainer, every, ema)
     summary = {"stage": name, "steps": stage.global_step, "cpu_minutes": stage.spent / 60, "losses": stage.history}
     if stage.trainer.is_global_zero:
@@ -249,7 +256,7 @@ def _restore(emulator: Emulator, name: str, path: Path) -> None:
 
 
 @torch.no_grad()
-def _measure(name: str, emulator: Emulator, data: FieldData, shift: Shift) -> Windows:
+def _measure(name: str, emulator: Emulator, options: Mapping[str, Any], data: FieldData, shift: Shift) -> Windows:
     """Whatever a stage needs to know of the data before it starts, from the first windows of a fixed order: these."""
     data.trainer = None  # of the stage before: every rank is to measure the same windows
     autoencoder, history = emulator.autoencoder, emulator.history
@@ -264,6 +271,9 @@ def _measure(name: str, emulator: Emulator, data: FieldData, shift: Shift) -> Wi
     elif name != "error":
         before, after = emulator.encode(u[:, :history], phase[:, :history]), emulator.encode(u[:, 1:], phase[:, 1:])
         if name == "mean" or (emulator.mean is None and bool((emulator.increment == 1).all())):
+            if emulator.propagator is not None:
+                horizon = _longest(options) if "unroll" in options else _HORIZON
+                fit_propagator(emulator, data, field_weights(autoencoder), horizon)
             emulator.measure_increment(before, after)
         if name == "generator":
             emulator.measure_residual(before, after, phase[:, history - 1])

@@ -28,6 +28,18 @@ OPTIONS = {
 }
 
 
+def test_quick_form_on_real_data(lapse_data: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "climate.py"), "--only", "sst"]
+    environment = os.environ | {"QUICK": "1", "OMP_NUM_THREADS": "1", "LAPSE_DATA": str(lapse_data)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = json.loads((ROOT / "benchmarks" / "work" / "quick" / "climate.json").read_text())["rows"]
+    errors = {row["check"]: row["value"] for row in rows}
+    # a linear start, hardly trained beyond: between the noise of a month and no skill at all
+    assert 0.2 < errors["3 rmse of the mean, ERSSTv5, lead 1"] < errors["3 rmse of persistence, ERSSTv5, lead 1"]
+    assert errors["3 members that blew up, ERSSTv5"] == 0
+
+
 @pytest.mark.parametrize("name", sorted(PROMISED))
 def test_quick_form(name: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *OPTIONS.get(name, [])]
