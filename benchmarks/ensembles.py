@@ -57,7 +57,7 @@ def in_child(work: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 
 def timed(model: Model, ds: xr.Dataset, path: Path, steps: int, members: int, **options: Any) -> dict[str, float]:
-    """One ensemble in a child: seconds of computing, of writing and of completing it, by the processor and the clock."""
+    """One ensemble in a child: processor seconds of computing and of writing, and their ratio by the clock."""
 
     def now() -> NDArray[np.float64]:
         return np.array([time.process_time(), time.perf_counter()])

@@ -25,6 +25,7 @@ __all__ = [
     "match_points",
     "match_space",
     "match_times",
+    "on_points",
     "positions",
     "renamed",
     "valid_times",
@@ -169,6 +170,28 @@ def match_points(where: str, mine: xr.DataArray, theirs: Any, problems: list[Pro
         problems.append(Problem(where, found, wanted, "interpolate to the forecast's grid first"))
         return np.zeros(len(a), dtype=np.int64)
     return order
+
+
+def on_points(where: str, values: xr.DataArray, fc: xr.Dataset, space: tuple[str, ...]) -> NDArray[np.float64]:
+    """Values over some of lead_time and space, on the leads and points of the forecast: (lead, *space)."""
+    problems: list[Problem] = []
+    order: dict[str, NDArray[np.int64]] = {}
+    if strange := [str(d) for d in values.dims if d not in ("lead_time", *space)]:
+        found = f"dimensions {tuple(values.dims)}"
+        problems.append(Problem(where, found, f"some of {('lead_time', *space)}", f"select along {', '.join(strange)}"))
+    if "lead_time" in values.dims:
+        order["lead_time"] = at = positions(fc["lead_time"], values["lead_time"])
+        if (at < 0).any():
+            found, wanted = f"leads {values['lead_time'].values}", f"all leads {fc['lead_time'].values}"
+            problems.append(Problem(where, found, wanted, "compute it on the same leads"))
+    for d in space:
+        if d in values.dims and d in values.coords and d in fc.coords:
+            order[d] = match_points(f"{where}, {d!r}", fc[d], values[d].values, problems)
+    if problems:
+        raise SpecError(problems)
+    shape = [fc.sizes[d] for d in ("lead_time", *space)]
+    bare = values.isel(order).drop_vars(list(values.coords))
+    return (xr.DataArray(np.ones(shape), dims=("lead_time", *space)) * bare).values
 
 
 def _keys(times: xr.DataArray) -> tuple[str, NDArray[Any]]:
