@@ -37,9 +37,15 @@ LAYOUT = ("init_time", "member", "lead_time")
 def canonical(fc: xr.Dataset | xr.DataArray, dims: Mapping[str, str] | None = None) -> xr.Dataset:
     """The forecast with the dimensions (init_time, member, lead_time, …) under these names, space ascending.
 
-    A missing member or init_time dimension is added with size one; a missing lead_time raises SpecError.
+    A missing member or init_time dimension is added with size one. Analyses over ``time``, such as those of `augment`,
+    are forecasts of lead nought, each from its own time; anything else without a lead_time raises SpecError.
     """
     ds = renamed(fc, dims)
+    if "time" in ds.dims and "time" in ds.coords and not {"init_time", "lead_time"} & {*ds.dims, *ds.coords}:
+        numeric = ds["time"].dtype.kind in "iuf"
+        nought = 0.0 if numeric else np.timedelta64(0, "ns")
+        units = {k: v for k, v in ds["time"].attrs.items() if numeric and k == "units"}
+        ds = ds.rename(time="init_time").expand_dims(lead_time=xr.DataArray([nought], dims="lead_time", attrs=units))
     if "lead_time" not in ds.dims and "lead_time" not in ds.coords:
         fix = "dims={'lead_time': …} names it"
         raise SpecError([Problem("forecast", f"dimensions {tuple(ds.dims)}", "a dimension lead_time", fix)])

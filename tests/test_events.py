@@ -93,7 +93,7 @@ def test_bad_input():
             lapse.score_event(fc, truth, "t", **wrong)
     with pytest.raises(ValueError, match="two or more"):
         lapse.score_event(fc.isel(member=[0]), truth, "t", above=0.0)
-    with pytest.raises(SpecError, match="dimensions.*height"):
+    with pytest.raises(SpecError, match=r"dimensions .*height"):
         lapse.score_event(fc, truth, "t", above=xr.DataArray([0.0], dims="height"))
     with pytest.raises(SpecError, match="units 'degC'"):
         lapse.score_event(fc, truth.assign(t=truth["t"].assign_attrs(units="degC")), "t", above=0.0)

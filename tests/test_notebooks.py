@@ -6,20 +6,20 @@ have finite data in it.
 """
 
 import re
-import warnings
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "notebooks"
 SMALL = {
     "air_temperature": {"STARTS": 3, "MEMBERS": 4, "LEADS": 4},
+    "design_a_burst": {"LEAD": 2, "RADII": [0.2], "ITERATIONS": 1, "RANDOM": 2, "SPIN_UP": 1.0, "FRAMES": 4},
+    "sparse_sensors": {"WINDOW": 2, "LEADS": 2, "MEMBERS": 4, "ENSEMBLE": 16, "SPIN_UP": 1.0},
 }
 MARK = re.compile(r"^# %%(?P<kind> \[markdown\])?(?P<rest>.*)$", re.MULTILINE)
 
@@ -55,3 +55,11 @@ def execute(name, settings, folder, monkeypatch):
             assert settings.keys() <= namespace.keys(), "a setting that the notebook does not have"
             namespace.update(settings)
     return shown, namespace
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.py")))
+def test_notebook(name, tmp_path, monkeypatch, request):
+    if name == "air_temperature":
+        monkeypatch.setenv("LAPSE_DATA", str(request.getfixturevalue("lapse_data").resolve()))
+    shown, _ = execute(name, SMALL[name], tmp_path, monkeypatch)
+    assert len(shown) >= 3 and all(shown), "figures, and something in each"

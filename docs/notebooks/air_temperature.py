@@ -15,12 +15,6 @@
 # it nor its settings have seen, and is judged as any forecast is: against climatology and persistence, by its spread,
 # and by the probabilities that it gives to frost.
 
-# %% tags=["parameters"]
-STARTS = 40  # forecasts, spread over the test period
-MEMBERS = 24
-LEADS = 20  # of 6 hours: five days
-PLACE = {"lat": 41.9, "lon": 272.4}  # Chicago
-
 # %%
 import os
 from pathlib import Path
@@ -33,6 +27,12 @@ import lapse
 from lapse.surrogate.baselines import climatology, persistence
 
 plt.rcParams.update({"figure.dpi": 110, "figure.constrained_layout.use": True, "axes.grid": True, "grid.alpha": 0.25})
+
+# %% tags=["parameters"]
+STARTS = 40  # forecasts, spread over the test period
+MEMBERS = 24
+LEADS = 20  # of 6 hours: five days
+PLACE = {"lat": 41.9, "lon": 272.4}  # Chicago
 
 # %% [markdown]
 # The data is xarray's tutorial data set, which `xr.tutorial` downloads; a copy on the disk does as well. The model
@@ -74,7 +74,7 @@ lon = xr.where(mean["lon"] > 180, mean["lon"] - 360, mean["lon"])
 def chart(axis, field, title, **look):
     """A map without a map library: degrees at the mean latitude's aspect, the freezing line in black."""
     drawn = axis.pcolormesh(lon, field["lat"], field, shading="nearest", rasterized=True, **look)
-    axis.set(title=title, aspect=1 / np.cos(np.deg2rad(45)), xlabel="longitude [°E]")
+    axis.set(title=title, aspect=1 / np.cos(np.deg2rad(45)), xlabel="longitude [°E]", xticks=range(-150, -29, 30))
     axis.grid(visible=False)
     return drawn
 
@@ -137,7 +137,8 @@ axes[0].set(title="CRPS, fair [K]", ylim=(0, None))
 axes[1].axhline(0, color="black", lw=0.8)
 axes[1].set(title="CRPS skill")
 axes[2].plot(days, air["rmse"], color="black", label="error of the mean")
-axes[2].plot(days, ((MEMBERS + 1) / MEMBERS) ** 0.5 * air["spread"], color="C0", ls="--", label="spread, made comparable")
+comparable = ((MEMBERS + 1) / MEMBERS) ** 0.5 * air["spread"]  # to the error of a mean of so many members
+axes[2].plot(days, comparable, color="C0", ls="--", label="spread")
 axes[2].set(title="error and spread [K]", ylim=(0, None))
 for axis in axes:
     axis.set(xlabel="lead [days]", xlim=(days[0], days[-1]))
@@ -145,7 +146,7 @@ for axis in axes:
 plt.show()
 
 ahead = air["crps_skill"].sel(baseline="climatology") > 0
-print(f"CRPS at {days.values[0]:g} and {days.values[-1]:g} days: {air['crps'].values[0]:.2f}, {air['crps'].values[-1]:.2f} K")
+print(f"CRPS at {days.values[0]:g} and {days.values[-1]:g} days:", air["crps"].values[[0, -1]].round(2), "K")
 print(f"better than climatology at {int(ahead.sum())} of {LEADS} leads")
 print("spread/skill:", air["spread_skill"].values.round(2), "(1 is calibrated)")
 
@@ -157,7 +158,8 @@ print("spread/skill:", air["spread_skill"].values.round(2), "(1 is calibrated)")
 # ## The probability of frost
 #
 # An ensemble forecasts probabilities: the share of members below freezing. A map of it for the December case, with the
-# freezing line of the reanalysis; then, over all starts and cells, how often it froze where 10 %, 20 %, … were forecast.
+# freezing line of the reanalysis; then, over all starts and cells, how often it froze where 10 %, 20 %, … were
+# forecast.
 
 # %%
 FREEZING = 273.15
@@ -181,6 +183,10 @@ for k, colour in zip((0, min(11, LEADS - 1)), ("C0", "C2"), strict=True):
     axes[0].plot(at["forecast"], at["observed"], ".-", color=colour, label=label)
 axes[0].set(xlabel="forecast probability of frost", ylabel="frequency of frost", aspect="equal", title="reliability")
 axes[0].legend(fontsize=8)
+inset = axes[0].inset_axes([0.63, 0.1, 0.33, 0.25])
+inset.bar(at["forecast"], at["share"], width=0.035, color="C2")
+inset.set(yscale="log", title="share of forecasts", xticks=[0, 1])
+inset.title.set_fontsize(8)
 axes[1].plot(days, event["brier"], color="C0", lw=2, label="lapse")
 axes[1].plot(days, season["brier"], color="C3", label="climatology")
 axes[1].plot(days, event["uncertainty"], color="0.5", ls=":", label="always the mean frequency")
