@@ -105,7 +105,7 @@ def operator(minutes: float) -> Run:
     plan = DATA[size]
     if quick():
         path = WORK / "quick" / "design.zarr"
-        plan = plan | {"trajectories": 10, "frames": 6, "spin_up": 1.0}
+        plan = plan | {"trajectories": 10, "frames": 4, "spin_up": 0.2}
     simulate("kolmogorov", path, seed=1, shard=2 if quick() else 4, batch=4, resume=True, progress=False, **plan)
     forecaster, _, steps = train_fno(size, 0, minutes, path, WORK / f"design-fno-{minutes:g}{'-quick' * quick()}")
     print(f"fno: {steps} steps", flush=True)

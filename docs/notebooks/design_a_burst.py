@@ -18,10 +18,12 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 import xarray as xr
 
 import lapse
 from lapse.datasets.simulate import simulate
+from lapse.physics.spectrum import power_spectrum
 
 plt.rcParams.update({"figure.dpi": 110, "figure.constrained_layout.use": True})
 
@@ -167,19 +169,17 @@ plt.show()
 
 # %%
 def spectrum(field):
-    """Power of the vorticity by wavenumber, from 1 to 24 per box."""
-    power = np.abs(np.fft.fft2(np.asarray(field).squeeze()) / field.size) ** 2
-    k = np.fft.fftfreq(64, 1 / 64)
-    ring = np.hypot(k[:, None], k).round().astype(int)
-    return np.bincount(ring.ravel(), power.ravel())[1:25]
+    """Wavenumbers, and the power of a field of vorticity at each."""
+    k, power = power_spectrum(torch.as_tensor(np.asarray(field).squeeze()), model.spec.grid)
+    return k[1:25], power[1:25]
 
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))
-k = np.arange(1, 25)
-axes[0].loglog(k, spectrum(given["vorticity"]), "k", label="given state")
-axes[0].loglog(k, spectrum(kick), "C3", label="designed disturbance")
-axes[0].loglog(k, np.mean([spectrum(x) for x in kicks], axis=0), "0.6", label="random disturbances")
-axes[0].set(xlabel="wavenumber", ylabel="power of vorticity [s⁻²]", ylim=(1e-6, None))
+axes[0].loglog(*spectrum(given["vorticity"]), "k", label="given state")
+axes[0].loglog(*spectrum(kick), "C3", label="designed disturbance")
+k, power = zip(*(spectrum(x) for x in kicks), strict=True)
+axes[0].loglog(k[0], torch.stack(power).mean(dim=0), "0.6", label="random disturbances")
+axes[0].set(xlabel="wavenumber [m⁻¹]", ylabel="power of vorticity [s⁻²]", ylim=(1e-6, None))
 axes[0].legend(fontsize=8)
 for radius, b in designs.items():
     axes[1].plot(b["seconds"], b["objective"], ".-", label=f"radius {radius}")
