@@ -252,7 +252,7 @@ def main() -> None:
     stages: dict[str, Callable[[], list[Row]]] = {
         "latents": lambda: latents(model, start, small, steps),
         "splits": lambda: splits(model, ds, small, steps),
-        "kills": lambda: kills(model, start, 2 * small, 3, 2 if quick() else 20),
+        "kills": lambda: kills(model, start, 4 * small, 3, 2 if quick() else 20),
         "scale": lambda: scale(model, start, options.members, steps),
     }
     note = "kolmogorov64 compresses 8 times and float16 halves: 16 times is what its latents can save."
