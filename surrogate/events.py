@@ -30,7 +30,6 @@ from .pairs import pair
 
 __all__ = ["score_event"]
 
-_MOST = 21  # probabilities of a diagram: more members share them
 _MEANING = {
     "brier": ("fair Brier score", "mean square error of the probability, for any number of members; 0 at best"),
     "brier_skill": ("Brier skill", "1 - brier / uncertainty: above 0 is better than always forecasting the frequency"),
@@ -52,6 +51,7 @@ def score_event(
     *,
     above: float | xr.DataArray | None = None,
     below: float | xr.DataArray | None = None,
+    bins: int = 21,
     spec: FieldSpec | None = None,
     weights: xr.DataArray | None = None,
     missing: Literal["raise", "drop"] = "raise",
@@ -65,14 +65,16 @@ def score_event(
         variable: whose event it is.
         above, below: the threshold, one of the two, in the variable's units: a number, or a DataArray over some of
             lead_time and space, such as the 90th percentile of every cell.
+        bins: of the diagram, of equal width; M members with M + 1 probabilities have no more than these. Few cases
+            want few bins. The scores do not depend on them.
 
     Returns:
         Over ``lead_time``: ``brier`` (fair), ``brier_skill``, ``reliability``, ``resolution``, ``uncertainty``,
         ``frequency`` and ``mean_probability``; over ``(lead_time, bin)`` the diagram: ``forecast`` and ``observed``,
         NaN where nothing was forecast, and their ``share``. Averages are over starts and, with area weights, over
-        cells. The bins are the M + 1 probabilities of M members, or 21 of equal width.
+        cells.
 
-    Raises SpecError as `lapse.score` does; ValueError without one threshold, and for fewer than two members.
+    Raises SpecError as `lapse.score` does; ValueError without one threshold, for fewer than two members or two bins.
     """
     if (above is None) == (below is None):
         raise ValueError("found both or neither of above= and below=, wanted one threshold")
@@ -80,6 +82,8 @@ def score_event(
     M, leads = pairs.members, pairs.fc.sizes["lead_time"]
     if M < 2:
         raise ValueError(f"found {M} member, wanted two or more: a probability is a share of members")
+    if bins < 2:
+        raise ValueError(f"found bins={bins}, wanted 2 or more")
     threshold: Any = above if below is None else below
     sign = -1 if above is None else 1
     if isinstance(threshold, xr.DataArray):
@@ -104,13 +108,16 @@ def score_event(
             n[lead] += np.bincount(place, weights=w, minlength=M + 1)
             happened[lead] += np.bincount(place, weights=w * y, minlength=M + 1)
             starts[lead] += 1
-    return _described(n, happened, fair, starts, pairs.fc["lead_time"], variable, pairs.units[variable], above, below)
+    given = above if below is None else below
+    level = "a threshold of each place" if isinstance(given, xr.DataArray) else f"{given:g} {pairs.units[variable]}"
+    event = f"{variable} {'above' if below is None else 'below'} {level}"
+    with np.errstate(invalid="ignore"):
+        brier = fair / starts
+    return _described(n, happened, brier, min(bins, M + 1), pairs.fc["lead_time"], event)
 
 
-def _described(
-    n: Any, happened: Any, fair: Any, starts: Any, lead_time: xr.DataArray, variable: str, units: str,
-    above: Any, below: Any,
-) -> xr.Dataset:  # fmt: skip
+def _described(n: Any, happened: Any, brier: Any, bins: int, lead_time: xr.DataArray, event: str) -> xr.Dataset:
+    """Scores and diagram of the shares ``(leads, M + 1)`` of forecasts and of events among them."""
     total = n.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         share, p = n / total[:, None], np.linspace(0, 1, n.shape[1])
@@ -118,12 +125,11 @@ def _described(
         each = np.where(n > 0, happened / n, rate[:, None])
         uncertainty = rate * (1 - rate)
         scores = {
-            "brier": fair / starts, "brier_skill": 1 - fair / starts / uncertainty,
+            "brier": brier, "brier_skill": 1 - brier / uncertainty,
             "reliability": (share * (p - each) ** 2).sum(axis=1),
             "resolution": (share * (each - rate[:, None]) ** 2).sum(axis=1),
             "uncertainty": uncertainty, "frequency": rate, "mean_probability": share @ p,
         }  # fmt: skip
-        bins = min(len(p), _MOST)
         place = np.minimum((p * bins).astype(int), bins - 1) if bins < len(p) else np.arange(bins)
         joined = np.eye(bins)[place]
         inside = n @ joined
@@ -134,9 +140,6 @@ def _described(
     data: dict[str, tuple[tuple[str, ...], Any]] = {name: (("lead_time",), a) for name, a in scores.items()}
     data |= {name: (("lead_time", "bin"), np.where(inside > 0, a, np.nan)) for name, a in diagram.items()}
     data["share"] = (("lead_time", "bin"), diagram["share"])
-    given = above if below is None else below
-    level = "a threshold of each place" if isinstance(given, xr.DataArray) else f"{given:g} {units}"
-    event = f"{variable} {'above' if below is None else 'below'} {level}"
     out = xr.Dataset(data, {"lead_time": lead_time}, {"title": f"probability forecasts of {event}", "event": event})
     for name, (long_name, comment) in _MEANING.items():
         out[name].attrs = {"long_name": long_name, "units": "1", "comment": comment}

@@ -45,6 +45,11 @@ def test_brier_score_and_its_parts():
     np.testing.assert_allclose(s["brier_skill"], 1 - s["brier"] / s["uncertainty"], rtol=1e-12)
     np.testing.assert_allclose(s["share"].sum("bin"), 1.0)
     assert s.sizes["bin"] == 11 and s.attrs["event"] == "t above 0.5 K"
+    coarse = lapse.score_event(fc, truth, "t", above=0.5, bins=4)
+    np.testing.assert_allclose(coarse["share"].sum("bin"), 1.0)
+    np.testing.assert_allclose((coarse["share"] * coarse["observed"]).sum("bin"), coarse["frequency"], rtol=1e-12)
+    np.testing.assert_allclose((coarse["share"] * coarse["forecast"]).sum("bin"), coarse["mean_probability"])
+    assert (np.diff(coarse["forecast"]) > 0).all() and float(abs(coarse["resolution"] - s["resolution"]).max()) == 0
 
 
 def test_exchangeable_members_lie_near_the_diagonal_and_narrow_ones_do_not():
@@ -91,6 +96,8 @@ def test_bad_input():
     for wrong in ({}, {"above": 1.0, "below": 1.0}):
         with pytest.raises(ValueError, match="wanted one threshold"):
             lapse.score_event(fc, truth, "t", **wrong)
+    with pytest.raises(ValueError, match="bins=1"):
+        lapse.score_event(fc, truth, "t", above=0.0, bins=1)
     with pytest.raises(ValueError, match="two or more"):
         lapse.score_event(fc.isel(member=[0]), truth, "t", above=0.0)
     with pytest.raises(SpecError, match=r"dimensions .*height"):

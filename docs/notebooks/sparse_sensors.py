@@ -88,7 +88,7 @@ best, spread = analyses["vorticity"].mean("member").isel(last), analyses["vortic
 then = truth["vorticity"].isel(last)
 limit = float(abs(then).max())
 look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-small = {"cmap": "magma_r", "vmin": 0, "vmax": 0.5 * std}
+small = {"cmap": "magma_r", "vmin": 0, "vmax": 0.25 * std}
 panels = [
     ("truth", then, look), ("sensors, last frame", observed["vorticity"].isel(last), look),
     ("kriging", kriged.isel(last), look), ("analysis, mean", best, look),
@@ -126,17 +126,16 @@ window, later = t[:WINDOW], t[WINDOW:]
 wrong = np.sqrt(((kriged - truth["vorticity"]) ** 2).mean(("y", "x")))
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
 axes[0].axvspan(window[0], window[-1], color="0.93")
-axes[0].text(window[0], 1.28 * std, " observed", color="0.4", fontsize=8)
+axes[0].text(window[0], 1.1 * std, " observed", color="0.4", fontsize=8)
 axes[0].axhline(std, color="k", lw=0.8, label="climate")
 axes[0].plot(window, wrong, "C1", label="kriging, frame by frame")
-axes[0].plot(window, known["rmse"], "C0.-", label="analysis, then forecast: error of the mean")
-axes[0].plot(later, ahead["rmse"], "C0.-")
-factor = ((MEMBERS + 1) / MEMBERS) ** 0.5
-axes[0].plot(window, factor * known["spread"], "C0--", label="spread")
-axes[0].plot(later, factor * ahead["spread"], "C0--")
+error = np.concatenate([known["rmse"], ahead["rmse"]])
+spread = ((MEMBERS + 1) / MEMBERS) ** 0.5 * np.concatenate([known["spread"], ahead["spread"]])
+axes[0].plot(t, error, "C0.-", label="analysis, then forecast: error of the mean")
+axes[0].plot(t, spread, "C0--", label="and spread, which should equal it")
 axes[0].plot(later, ideal["rmse"], "C2", label="forecast from the true state")
-axes[0].set(xlabel="time [s]", ylabel="error [s⁻¹]", ylim=(0, 1.4 * std))
-axes[0].legend(fontsize=8)
+axes[0].set(xlabel="time [s]", ylabel="error [s⁻¹]", yscale="log", ylim=(0.3 * NOISE, 1.5 * std))
+axes[0].legend(fontsize=8, loc="lower right")
 
 blind = ~sensors  # a place without a sensor: the cell whose neighbours are farthest from one
 far = blind.copy(data=np.full((64, 64), np.inf))
@@ -146,11 +145,10 @@ for j, i in zip(*np.nonzero(sensors.values), strict=True):
 row, column = np.unravel_index(int(far.values.argmax()), far.shape)
 place = {"y": row, "x": column}
 axes[1].axvspan(window[0], window[-1], color="0.93")
-for when, ensemble in ((window, analyses["vorticity"]), (later, fc["vorticity"].isel(init_time=0))):
-    here = ensemble.isel(place)
-    low, high = here.quantile([0.05, 0.95], "member")
-    axes[1].fill_between(when, low, high, color="C0", alpha=0.25, lw=0)
-    axes[1].plot(when, here.mean("member"), "C0")
+analysed, ahead_of = analyses["vorticity"].isel(place), fc["vorticity"].isel(place).isel(init_time=0)
+here = np.concatenate([analysed.transpose("time", "member"), ahead_of.transpose("lead_time", "member")])
+axes[1].fill_between(t, *np.quantile(here, [0.05, 0.95], axis=1), color="C0", alpha=0.25, lw=0)
+axes[1].plot(t, here.mean(axis=1), "C0")
 axes[1].plot(t, truth["vorticity"].isel(place), "k.-", lw=1, label="truth")
 axes[1].fill_between([], [], [], color="C0", alpha=0.25, label="90 % of the members")
 axes[1].set(xlabel="time [s]", ylabel="vorticity [s⁻¹]", title=f"{float(far.max()):.1f} cells from the nearest sensor")
@@ -169,7 +167,7 @@ print(f"error of the last analysis {float(known['rmse'][-1]) / std:.2f} standard
 
 # %%
 strong = 1.5 * std
-event = fc.lapse.score_event(truth, "vorticity", above=strong, spec=model.spec)
+event = fc.lapse.score_event(truth, "vorticity", above=strong, bins=6, spec=model.spec)
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
 probability = (fc["vorticity"].isel(init_time=0, lead_time=LEADS // 2) > strong).mean("member")
 look = {"cmap": "PuBu", "vmin": 0, "vmax": 1, "shading": "nearest"}
