@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .datasets.spec import SpecError as SpecError
     from .surrogate import targets as objectives
     from .surrogate.diagnose import diagnose as diagnose
+    from .surrogate.events import score_event as score_event
     from .surrogate.package import load as load
     from .surrogate.scores import score as score
 
@@ -35,9 +36,12 @@ _HOME = {
     "diagnose": ".surrogate.diagnose",
     "load": ".surrogate.package",
     "score": ".surrogate.scores",
+    "score_event": ".surrogate.events",
 }
 
-__all__ = ["FieldSpec", "SpecError", "__version__", "diagnose", "load", "objectives", "open_dataset", "score"]
+__all__ = [
+    "FieldSpec", "SpecError", "__version__", "diagnose", "load", "objectives", "open_dataset", "score", "score_event",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -41,6 +41,10 @@ class Accessor:
         """Samples of complete fields given these, which are sparse or noisy; ``options`` as for `Model.augment`."""
         return _model(model).augment(self._ds, samples, **options)
 
+    def solve(self, model: "Model | str | Path", steps: int, **options: Any) -> xr.Dataset:
+        """What the solver of the model's equation makes of these analyses; ``options`` as for `Model.solve`."""
+        return _model(model).solve(self._ds, steps, **options)
+
     def check(self, model: "Model | str | Path", *, members: bool = False) -> xr.Dataset:
         """This Dataset as the model needs it, or a SpecError that names every problem at once."""
         return _model(model).check(self._ds, members=members)
@@ -62,6 +66,12 @@ class Accessor:
         from .scores import score
 
         return score(self._ds, truth, **options)
+
+    def score_event(self, truth: xr.Dataset | xr.DataArray, variable: str, **options: Any) -> xr.Dataset:
+        """Probabilities of an event against its frequency; ``options`` as for `lapse.score_event`."""
+        from .events import score_event
+
+        return score_event(self._ds, truth, variable, **options)
 
     def diagnose(self, equation: "str | Equation | None" = None, **options: Any) -> xr.Dataset:
         """How well these fields obey a law; ``options`` as for `lapse.diagnose`."""

@@ -25,6 +25,7 @@ __all__ = [
     "match_points",
     "match_space",
     "match_times",
+    "on_points",
     "positions",
     "renamed",
     "valid_times",
@@ -36,9 +37,15 @@ LAYOUT = ("init_time", "member", "lead_time")
 def canonical(fc: xr.Dataset | xr.DataArray, dims: Mapping[str, str] | None = None) -> xr.Dataset:
     """The forecast with the dimensions (init_time, member, lead_time, …) under these names, space ascending.
 
-    A missing member or init_time dimension is added with size one; a missing lead_time raises SpecError.
+    A missing member or init_time dimension is added with size one. Analyses over ``time``, such as those of `augment`,
+    are forecasts of lead nought, each from its own time; anything else without a lead_time raises SpecError.
     """
     ds = renamed(fc, dims)
+    if "time" in ds.dims and "time" in ds.coords and not {"init_time", "lead_time"} & {*ds.dims, *ds.coords}:
+        numeric = ds["time"].dtype.kind in "iuf"
+        nought = 0.0 if numeric else np.timedelta64(0, "ns")
+        units = {k: v for k, v in ds["time"].attrs.items() if numeric and k == "units"}
+        ds = ds.rename(time="init_time").expand_dims(lead_time=xr.DataArray([nought], dims="lead_time", attrs=units))
     if "lead_time" not in ds.dims and "lead_time" not in ds.coords:
         fix = "dims={'lead_time': …} names it"
         raise SpecError([Problem("forecast", f"dimensions {tuple(ds.dims)}", "a dimension lead_time", fix)])
@@ -169,6 +176,28 @@ def match_points(where: str, mine: xr.DataArray, theirs: Any, problems: list[Pro
         problems.append(Problem(where, found, wanted, "interpolate to the forecast's grid first"))
         return np.zeros(len(a), dtype=np.int64)
     return order
+
+
+def on_points(where: str, values: xr.DataArray, fc: xr.Dataset, space: tuple[str, ...]) -> NDArray[np.float64]:
+    """Values over some of lead_time and space, on the leads and points of the forecast: (lead, *space)."""
+    problems: list[Problem] = []
+    order: dict[str, NDArray[np.int64]] = {}
+    if strange := [str(d) for d in values.dims if d not in ("lead_time", *space)]:
+        found = f"dimensions {tuple(values.dims)}"
+        problems.append(Problem(where, found, f"some of {('lead_time', *space)}", f"select along {', '.join(strange)}"))
+    if "lead_time" in values.dims:
+        order["lead_time"] = at = positions(fc["lead_time"], values["lead_time"])
+        if (at < 0).any():
+            found, wanted = f"leads {values['lead_time'].values}", f"all leads {fc['lead_time'].values}"
+            problems.append(Problem(where, found, wanted, "compute it on the same leads"))
+    for d in space:
+        if d in values.dims and d in values.coords and d in fc.coords:
+            order[d] = match_points(f"{where}, {d!r}", fc[d], values[d].values, problems)
+    if problems:
+        raise SpecError(problems)
+    shape = [fc.sizes[d] for d in ("lead_time", *space)]
+    bare = values.isel(order).drop_vars(list(values.coords))
+    return (xr.DataArray(np.ones(shape), dims=("lead_time", *space)) * bare).values
 
 
 def _keys(times: xr.DataArray) -> tuple[str, NDArray[Any]]:

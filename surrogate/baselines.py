@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..datasets.problem import Problem, SpecError
 from ..datasets.spec import FieldSpec
 from ..datasets.time import calendar_of, phase
-from .align import match_points, positions, valid_times
+from .align import on_points, positions, valid_times
 from .metrics import gaussian_crps
 from .pairs import pair
 
@@ -129,7 +129,7 @@ def dressed_crps(
     """
     pairs = pair(fc, truth, spec=spec)
     table = np.full((len(pairs.variables), *pairs.kept.shape), np.nan)
-    sigma = {v: _on_points(std[v], pairs.fc, pairs.space) for v in pairs.variables}
+    sigma = {v: on_points(f"std {v!r}", std[v], pairs.fc, pairs.space) for v in pairs.variables}
     for block in pairs.blocks():
         for j, v in enumerate(pairs.variables):
             mask = pairs.masks[v]
@@ -144,24 +144,6 @@ def dressed_crps(
         "comment": "Gneiting and Raftery (2007), https://doi.org/10.1198/016214506000001437",
     }
     return xr.DataArray(table.mean(axis=1), dims=("variable", "lead_time"), coords=coords, name="crps", attrs=attrs)
-
-
-def _on_points(std: xr.DataArray, fc: xr.Dataset, space: tuple[str, ...]) -> NDArray[np.float64]:
-    """A standard deviation on the leads and points of the forecast, (lead, *space)."""
-    at = positions(fc["lead_time"], std["lead_time"])
-    problems: list[Problem] = []
-    if (at < 0).any():
-        found, wanted = f"leads {std['lead_time'].values}", f"all leads {fc['lead_time'].values}"
-        problems.append(Problem(f"std {std.name!r}", found, wanted, "fit error_std on the same leads"))
-    order: dict[str, NDArray[np.int64]] = {"lead_time": at}
-    for d in space:
-        if d in std.dims and d in std.coords and d in fc.coords:
-            order[d] = match_points(f"std {std.name!r}, {d!r}", fc[d], std[d].values, problems)
-    if problems:
-        raise SpecError(problems)
-    shape = [fc.sizes[d] for d in ("lead_time", *space)]
-    bare = std.isel(order).drop_vars(list(std.coords))
-    return (xr.DataArray(np.ones(shape), dims=("lead_time", *space)) * bare).values
 
 
 def _coordinate(values: Any) -> xr.DataArray:

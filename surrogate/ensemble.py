@@ -105,12 +105,12 @@ def planned(job: Job, keep: str, *, shard: int | None = None, **options: Any) ->
 
     Arguments:
         keep: "fields", "latents" or "statistics".
-        shard: members of a block; by default those computed at once, of what is small some times as many, as long as
-            there are enough blocks to share out.
+        shard: members of a block; by default 64, or as many as make 128 MiB of fields; of what is small some times as
+            many, as long as there are enough blocks to share out.
         options: of the statistics.
     """
     if shard is None:
-        shard = job.block
+        shard = job.shard
         if keep != "fields":
             blocks = max(1, _BLOCKS // len(job.positions))
             shard *= max(1, -(-job.members // (blocks * shard)))

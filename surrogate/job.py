@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["SMALLEST_BATCH", "Job"]
 
 _BLOCK_BYTES = 128 * 2**20  # of one block's fields in memory
+_BLOCK = 64  # members, at most
+_AT_ONCE = 16  # of which on a processor: the activations of more leave its cache, and each costs a quarter more
 # Matrix libraries take another path for three rows or fewer and round otherwise, which chaos amplifies: smaller blocks
 # of random members are filled up, so that a member is the same, bit by bit, in a block of any size.
 SMALLEST_BATCH = 4
@@ -43,7 +45,8 @@ class Job:
 
     Arguments:
         frames, positions: canonical frames, and the position of each start among them (`starts.initial_frames`).
-        batch_size: members computed at once; by default as many as make 128 MiB of fields, and 64 at most.
+        batch_size: members computed at once, and of a shard of fields; by default the shard has as many as make
+            128 MiB, and 64 at most, which are computed at once on an accelerator, and 16 at a time on a processor.
 
     Raises ValueError for fewer than one step or member, and for a mode that the model does not have.
     """
@@ -64,7 +67,8 @@ class Job:
         self.valid_time = valid_time(self.init, self.leads, model.spec)
         self.device = model.device
         cells = int(np.prod(model.spec.shape)) * steps
-        self.block = batch_size or max(1, min(members, 64, _BLOCK_BYTES // (4 * cells)))
+        self.shard = batch_size or max(1, min(members, _BLOCK, _BLOCK_BYTES // (4 * cells)))
+        self.block = batch_size or min(self.shard, _AT_ONCE if self.device.type == "cpu" else _BLOCK)
 
     @property
     def identity(self) -> dict[str, Any]:

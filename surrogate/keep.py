@@ -5,6 +5,7 @@ the rest (parts, markers, resume) in the same way for all. Latents and statistic
 """
 
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -96,8 +97,8 @@ class Fields:
     def compute(self, ensemble: "Ensemble", block: Block) -> dict[str, NDArray[Any]]:
         job, members = ensemble.job, block.region["member"]
         index = block.region["init_time"].start
-        parts = [job.compute(index, a, b) for a, b in job.batches(members.start, members.stop)]
-        return joined(parts)
+        parts = (job.compute(index, a, b) for a, b in job.batches(members.start, members.stop))
+        return joined(parts, members.stop - members.start)
 
     def complete(self, ensemble: "Ensemble") -> None:
         pass
@@ -119,9 +120,20 @@ def keeper(name: str, options: dict[str, Any]) -> Keep:
     return made
 
 
-def joined(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Batches of members one after the other, along axis 1."""
-    return parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts], axis=1) for n in parts[0]}
+def joined(parts: Iterable[dict[str, NDArray[Any]]], count: int) -> dict[str, NDArray[Any]]:
+    """Batches of ``count`` members in all, one after the other along axis 1, each dropped once it is in its place."""
+    out: dict[str, NDArray[Any]] = {}
+    done = 0
+    for part in parts:
+        some = len(next(iter(part.values()))[0])
+        if some == count:
+            return part
+        if not out:
+            out = {n: np.empty((1, count, *a.shape[2:]), a.dtype) for n, a in part.items()}
+        for n, a in part.items():
+            out[n][:, done : done + some] = a
+        done += some
+    return out
 
 
 def open_lazily(path: Path, job: Job, **options: Any) -> xr.Dataset:

@@ -96,7 +96,8 @@ class Latents:
     def compute(self, ensemble: "Ensemble", block: Block) -> dict[str, NDArray[Any]]:
         job, members = ensemble.job, block.region["member"]
         index = block.region["init_time"].start
-        return joined([job.latents(index, a, b) for a, b in job.batches(members.start, members.stop)])
+        parts = (job.latents(index, a, b) for a, b in job.batches(members.start, members.stop))
+        return joined(parts, members.stop - members.start)
 
     def complete(self, ensemble: "Ensemble") -> None:
         pass

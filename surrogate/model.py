@@ -27,6 +27,7 @@ from .ensemble import Plan, planned
 from .forecast import Kept, forecast
 from .job import Job
 from .law import law
+from .solve import solve
 from .starts import initial_frames
 from .targets import Objective
 
@@ -165,6 +166,13 @@ class Model:
         ``options`` as for `lapse.surrogate.augment.augment`, of which ``error`` is the one that is mostly needed.
         """
         return augment(self, observed, samples, **options)
+
+    def solve(self, ds: xr.Dataset | xr.DataArray, steps: int, *, init_times: Any = "last") -> xr.Dataset:
+        """What the equation's own solver makes of the same starts, laid out as a forecast: see `lapse.surrogate.solve`.
+
+        ValueError for a model of data without an equation of lapse.
+        """
+        return solve(self, ds, steps, init_times=init_times)
 
     @torch.no_grad()
     def encode(self, ds: xr.Dataset | xr.DataArray) -> xr.Dataset:

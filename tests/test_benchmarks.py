@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMISED = {
     "augment": ["4.3 relative L2 augment / opt", "4.3 coverage of 90 % intervals", "4.3 largest misfit at exact"],
     "ensembles": ["4.1 peak memory", "4.1 after kills the same", "4.1 decoded member / direct one", "4.1 online mean"],
-    "design": ["2.2 box: gain, lapse / cma-es", "2.2 designs with the achieved value", "2.2 largest violation"],
+    "design": ["2.2 surge, shallow water: gain, lapse / fno", "2.2 designs with the achieved", "2.2 largest violation"],
     "exactness": ["3.3 mean vorticity after", "3.3 kolmogorov, energy and enstrophy: Newton", "3.3 heads' share of"],
     "latents": ["4 mean after decoding", "4 mass after decoding", "4 divergence after decoding"],
     "operators": ["3.1 order of finite differences 6", "3.1 order of the sphere", "3.1 spectral laplacian"],
@@ -23,6 +23,7 @@ PROMISED = {
     "forecast": ["2.1 rmse of fast's mean / best", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],
 }
 OPTIONS = {
+    "design": ["--only", "shallow_water"],
     "forecast": ["--only", "lapse-fast", "pixel-mean"],
     "physics": ["--only", "exact", "statements", "counterfeits"],
 }

@@ -450,3 +450,17 @@ def test_leads_are_labelled_as_people_write_them():
     assert [lead_label(hours, i) for i in range(3)] == ["6 h", "12 h", "24 h"]
     assert lead_label(hours[2:], 0) == "1 d"
     assert lead_label(xr.DataArray([0.1 + 0.2], dims="lead_time", attrs={"units": "s"}), 0) == "0.3 s"
+
+
+@pytest.mark.parametrize("times", ["datetime", "cftime", "numeric"])
+def test_analyses_are_scored_at_their_own_times(times):
+    fc, truth = make(times=times)
+    now = truth.isel(time=slice(0, 3))
+    analyses = (now + 0.5 * fc.isel(lead_time=0, drop=True).rename(init_time="time").assign_coords(time=now["time"]))
+    analyses["t"].attrs["units"] = "K"
+    s = lapse.score(analyses.transpose("member", "time", ...), truth, by_init=True)
+    assert s["crps"].dims == ("variable", "init_time", "lead_time") and s.sizes["lead_time"] == 1
+    away = 0.5 * fc["t"].isel(lead_time=0).mean("member")
+    w = np.cos(np.deg2rad(away["lat"]))
+    want = ((away**2).weighted(w).mean(("lat", "lon"))) ** 0.5
+    np.testing.assert_allclose(s["rmse"].isel(variable=0, lead_time=0), want, rtol=1e-6)
