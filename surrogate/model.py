@@ -20,6 +20,7 @@ from ..datasets.fields import to_dataset, to_tensor
 from ..datasets.spec import FieldSpec
 from ..datasets.time import phase as phase_of
 from .augment import augment
+from .certificate import Certificate, calibrate
 from .climate import Climate
 from .design import design
 from .emulator import Emulator, Mode
@@ -27,7 +28,7 @@ from .ensemble import Plan, planned
 from .forecast import Kept, forecast
 from .job import Job
 from .law import law
-from .starts import initial_frames
+from .starts import initial_frames, spread_windows
 from .targets import Objective
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Model:
         emulator: the networks.
         name, config, card: as in its package; ``card`` is the model card in Markdown.
         climate: mean and covariance of the training latents, which `augment` needs; None where the package has none.
+        certificate: bounds of the residual, for certified forecasts; None where the package has none, see `calibrate`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Model:
         self.card = card
         self.source = source
         self.climate: Climate | None = None
+        self.certificate: Certificate | None = None
 
     @property
     def spec(self) -> FieldSpec:
@@ -92,7 +95,35 @@ class Model:
         wanted = law(self.spec, parameters)
         emulator.obey(trained, wanted)
         emulator.autoencoder.spec = self.spec.replace(parameters={**self.spec.parameters, **parameters})
-        return Model(emulator, self.name, self.config, self.card, self.source)
+        model = Model(emulator, self.name, self.config, self.card, self.source)
+        model.certificate = self.certificate
+        return model
+
+    def calibrate(
+        self,
+        ds: xr.Dataset | xr.DataArray,
+        leads: int = 40,
+        *,
+        mode: Mode | None = None,
+        starts: int = 120,
+        seed: int = 0,
+    ) -> Certificate:
+        """Calibrate the certificate of forecasts in ``mode`` on data that took no part in training.
+
+        Arguments:
+            ds: true frames over time, of one or several trajectories.
+            leads: the longest lead that the certificate shall speak of.
+            starts: taken from ``ds``, evenly.
+
+        The model keeps it, and `save` writes it. Raises ValueError for a model without an equation and for too few
+        starts.
+        """
+        history = self.emulator.history
+        longest = history + (1 if self.spec.calendar is None else leads)
+        u, phase = spread_windows(ds, self.spec, longest, starts)
+        u = u[:, : history + 1]
+        self.certificate = calibrate(self, u, phase, leads=leads, mode=mode, seed=seed, split="given")
+        return self.certificate
 
     def check(self, ds: xr.Dataset | xr.DataArray, *, members: bool = False) -> xr.Dataset:
         """The Dataset as the model needs it, or a `SpecError` that names every problem at once.
@@ -117,6 +148,7 @@ class Model:
         batch_size: int | None = None,
         keep: Kept = "fields",
         parameters: Mapping[str, float] | None = None,
+        certify: bool | float = False,
         progress: bool = True,
     ) -> xr.Dataset:
         """An ensemble forecast, ``(init_time, member, lead_time, *space)``; see `lapse.surrogate.forecast`.
@@ -126,7 +158,7 @@ class Model:
         model = self.at(**parameters) if parameters else self
         return forecast(
             model, ds, steps, members, seed=seed, init_times=init_times, mode=mode, store=store, resume=resume,
-            batch_size=batch_size, keep=keep, progress=progress,
+            batch_size=batch_size, keep=keep, certify=certify, progress=progress,
         )  # fmt: skip
 
     def ensemble(
