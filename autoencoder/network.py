@@ -1,12 +1,13 @@
 """Deep-compression convolutional autoencoder: the network between normalised fields and bounded latents.
 
-    z = s(P x + E(x)),     x̂ = Pᵀ z̃ + D(z),     s(z) = z / √(1 + (z/5)²)
+    z = s(P x + E(x)),     x̂ = Pᵀ z + D(z),     s(z) = z (1 + (z/5)⁸)^(−1/8)
 
 ``P`` keeps the leading principal components of f×f patches of the training data, so the network starts as patch-wise
 PCA, the near-identity start that decides the error at short budgets; ``E`` and ``D`` are residual networks on
 space-to-depth patches, with every convolution at reduced resolution (Chen et al. 2024, arXiv:2410.10733). ``s`` bounds
-the latents (Rozet et al. 2025, arXiv:2507.02608), so that a rollout cannot run away. There is no KL term and no
-adversary.
+the latents (as in Rozet et al. 2025, arXiv:2507.02608), so that a rollout cannot run away, and leaves what is well
+inside the bound alone: z/√(1 + (z/5)²) would bend it, which the decoder then has to undo (docs/decisions/0008). There
+is no KL term and no adversary.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,13 @@ __all__ = ["ConvolutionalAutoencoder", "PatchAutoencoder", "saturate"]
 
 
 def saturate(z: Tensor, bound: float = 5.0) -> Tensor:
-    """Smooth bound ``|s(z)| < bound`` that leaves small values as they are."""
-    return z * torch.rsqrt(1 + (z / bound).square())
+    """z (1 + (z/bound)⁸)^(−1/8): the identity to 1 % below 0.7·bound, never beyond bound.
+
+    What is not finite stays so: a member that blew up must be seen.
+    """
+    # The eighth power of a large finite number overflows, and z·0 would turn it into a harmless looking zero.
+    y = z.clamp(-10 * bound, 10 * bound)
+    return torch.where(z.isfinite(), y * (1 + (y / bound) ** 8) ** -0.125, z)
 
 
 class _Grid:

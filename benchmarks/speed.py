@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 
-import forecast as contenders
+import contenders
 import torch
 
 from lapse.datasets.spec import FieldSpec, Variable

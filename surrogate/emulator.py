@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..autoencoder.error import DecoderError
 from ..autoencoder.model import Autoencoder, Latent
+from ..autoencoder.network import saturate
 from ..physics.equation import Equation
 from .backbone import Backbone, fourier_features
 from .correction import Correction
@@ -45,16 +46,6 @@ class State:
     def latent(self) -> Latent:
         """The newest frame."""
         return Latent(self.z[:, -1], self.carried)
-
-
-def bound(z: Tensor, limit: float) -> Tensor:
-    """z (1 + (z/limit)⁸)^(−1/8): the identity to 1 % below 0.7·limit, never beyond limit.
-
-    What is not finite stays so: a member that blew up must be seen.
-    """
-    # The eighth power of a large finite number overflows, and z·0 would turn it into a harmless looking zero.
-    y = z.clamp(-10 * limit, 10 * limit)
-    return torch.where(z.isfinite(), y * (1 + (y / limit) ** 8) ** -0.125, z)
 
 
 class Emulator(nn.Module):
@@ -152,7 +143,7 @@ class Emulator(nn.Module):
         """The state one frame later, with ``z (B, c, *latent)`` as its newest frame."""
         limit = self.autoencoder.network.bound
         if limit is not None:
-            z = bound(z, limit)
+            z = saturate(z, limit)
         return State(torch.cat([state.z[:, 1:], z[:, None]], dim=1), state.carried)
 
     # one frame

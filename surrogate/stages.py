@@ -68,15 +68,26 @@ class Shift:
         return torch.stack(shifted)
 
 
-def unroll_at(schedule: Sequence[Sequence[float]], progress: float) -> int:
-    """Frames to unroll at this share of a stage: the last entry ``[share, frames]`` that has begun."""
-    return int([frames for share, frames in schedule if progress >= share][-1])
+def unroll_at(schedule: Sequence[Sequence[float]], progress: float) -> tuple[int, int]:
+    """Frames to unroll at this share of a stage, and the most that are run free before them.
+
+    That is the last entry ``[share, frames]`` or ``[share, frames, most]`` that has begun.
+    """
+    frames, *most = [entry[1:] for entry in schedule if progress >= entry[0]][-1]
+    return int(frames), int(most[0]) if most else 0
 
 
-def _cut(u: Tensor, phase: Tensor, history: int, frames: int) -> tuple[Tensor, Tensor]:
-    """Windows of ``history + frames``, and fewer of them the longer they are, so that a step costs about the same."""
-    batch = max(1, len(u) // frames)
-    return u[:batch, : history + frames], phase[:batch, : history + frames]
+def _cut(
+    u: Tensor, phase: Tensor, history: int, frames: int, most: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, int]:
+    """Windows of ``history + free + frames``, and ``free``, drawn from 0 to ``most`` so that early leads count, too.
+
+    There are fewer windows the longer they are, so that a step costs about the same: a frame without a gradient costs
+    a third of one with it.
+    """
+    free = int(torch.randint(most + 1, (), generator=generator)) if most else 0
+    batch, length = max(1, int(len(u) / (frames + free / 3))), history + free + frames
+    return u[:batch, :length], phase[:batch, :length], free
 
 
 @dataclass
@@ -107,9 +118,9 @@ def _error(emulator: Emulator, options: Mapping[str, Any], generator: torch.Gene
 
 def _mean(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
-        u, phase = _cut(u, phase, emulator.history, unroll_at(options["unroll"], progress))
+        u, phase, free = _cut(u, phase, emulator.history, *unroll_at(options["unroll"], progress), generator)
         noise = options["context_noise"]
-        return rollout_loss(emulator, u, phase, "mean", generator=generator, context_noise=noise)
+        return rollout_loss(emulator, u, phase, "mean", generator=generator, context_noise=noise, free=free)
 
     return Plan(objective, [_part(emulator, "mean")], emulator.history + _longest(options))
 
@@ -128,10 +139,10 @@ def _generator(emulator: Emulator, options: Mapping[str, Any], generator: torch.
 
 def _fast(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
-        u, phase = _cut(u, phase, emulator.history, unroll_at(options["unroll"], progress))
+        u, phase, free = _cut(u, phase, emulator.history, *unroll_at(options["unroll"], progress), generator)
         return rollout_loss(
             emulator, u, phase, "fast", options["members"], options["scales"], options["alpha"], generator,
-            options["context_noise"],
+            options["context_noise"], free,
         )  # fmt: skip
 
     return Plan(objective, [_part(emulator, "fast")], emulator.history + _longest(options))
@@ -145,7 +156,7 @@ def _correction(emulator: Emulator, options: Mapping[str, Any], generator: torch
 
 
 def _longest(options: Mapping[str, Any]) -> int:
-    return max(int(frames) for _, frames in options["unroll"])
+    return max(sum(unroll_at([entry], 1.0)) for entry in options["unroll"])
 
 
 def _part(emulator: Emulator, name: str) -> nn.Module:

@@ -112,12 +112,19 @@ def test_shifts_by_the_factor_pass_through_on_periodic_grids(space: tuple[int, .
     assert (placed.encode(moved) - placed.encode(x).roll(by, dims)).abs().max() > 1e-3
 
 
-def test_latents_are_bounded_and_small_ones_untouched() -> None:
-    z = torch.tensor([-1e6, -5.0, -0.01, 0.0, 0.01, 5.0, 1e6], dtype=torch.float64)
-    s = saturate(z)
-    assert (s.abs() <= 5).all() and (s.diff() > 0).all()
-    assert float(s[-2]) == pytest.approx(5 / 2**0.5)
-    torch.testing.assert_close(s[2:5], z[2:5], rtol=1e-5, atol=0)
+def test_latents_are_bounded_and_those_well_inside_untouched() -> None:
+    z = torch.linspace(-3.5, 3.5, 101, dtype=torch.float64)
+    torch.testing.assert_close(saturate(z), z, rtol=0.01, atol=0)
+    torch.testing.assert_close(saturate(z / 2), z / 2, rtol=1e-4, atol=0)
+    far = torch.tensor([-3e38, -1e6, -50.0, -5.0, 5.0, 50.0, 1e6, 3e38])
+    found = saturate(far)
+    assert (found.abs() <= 5 * (1 + 1e-6)).all()
+    torch.testing.assert_close(found[[0, 1, 2]], torch.full((3,), -5.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[[5, 6, 7]], torch.full((3,), 5.0), rtol=1e-4, atol=0)
+    wide = torch.linspace(-20, 20, 401, dtype=torch.float64)
+    assert (saturate(wide).diff() > 0).all() and torch.equal(saturate(wide), -saturate(-wide))
+    blown = torch.tensor([1.0, torch.nan, torch.inf, -torch.inf], requires_grad=True)
+    assert saturate(blown).isfinite().tolist() == [True, False, False, False]
     network = awake(ConvolutionalAutoencoder(1, (16, 16), (True, True), 2, **SMALL))
     assert network.encode(1e4 * torch.randn(2, 1, 16, 16, dtype=torch.float64)).abs().max() <= 5
 

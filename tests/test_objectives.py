@@ -152,6 +152,28 @@ def test_the_rollout_loss_is_that_of_a_plain_loop(mode: Any, members: int, histo
     assert float(found) == pytest.approx(want, rel=1e-5)
 
 
+def test_free_frames_are_neither_scored_nor_differentiated() -> None:
+    """The loss and its gradient are those of a run that starts from the state where the free ones end."""
+    model = emulator(globe(), history=2)
+    u, phase = 5 + 3 * torch.randn(2, 7, *globe().shape), torch.zeros(2, 7, 4)
+    found = rollout_loss(model, u, phase, "fast", 2, generator=torch.Generator().manual_seed(3), free=3)
+    noise = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        state = model.encode(u[:, :2])
+        state = State(state.z.repeat(2, 1, 1, 1, 1), state.carried.repeat(2, 1))
+        for _ in range(3):
+            state = model.advance(state, torch.randn(4, model.noise_size("fast"), generator=noise))
+    want, weights = torch.zeros(()), field_weights(model.autoencoder)
+    for k in (5, 6):
+        state = model.advance(state, torch.randn(4, model.noise_size("fast"), generator=noise))
+        x = model.autoencoder.normalise(model.decode(state)).reshape(2, 2, *globe().shape)
+        want = want + (weights * almost_fair_crps(x, model.autoencoder.normalise(u[:, k]))).mean() / 2
+    torch.testing.assert_close(found, want)
+    parameters = list(model.fast.parameters()) if model.fast is not None else []
+    for one, other in zip(torch.autograd.grad(found, parameters), torch.autograd.grad(want, parameters), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
 def test_scales_are_averaged() -> None:
     model, spec = emulator(globe()), globe()
     u, phase = 5 + 3 * torch.randn(3, 2, *spec.shape), torch.zeros(3, 2, 4)

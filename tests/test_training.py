@@ -237,7 +237,8 @@ def test_shifts_move_whole_windows_by_whole_periods(store: Path, tmp_path: Path)
     for wrong in ({"z": 1}, {"y": 3}):
         with pytest.raises(ValueError, match=r"data\.shift: .* multiple of"):
             shifts({"data": {"shift": wrong}}, data.spec)
-    assert [unroll_at([[0.0, 1], [0.5, 2], [0.75, 4]], p) for p in (0, 0.49, 0.5, 0.74, 0.75, 1)] == [1, 1, 2, 2, 4, 4]
+    schedule, found = [[0.0, 1], [0.5, 2], [0.75, 4, 12]], [(1, 0), (1, 0), (2, 0), (2, 0), (4, 12), (4, 12)]
+    assert [unroll_at(schedule, p) for p in (0, 0.49, 0.5, 0.74, 0.75, 1)] == found
 
 
 def test_a_model_is_trained_from_a_config(store: Path, tmp_path: Path) -> None:

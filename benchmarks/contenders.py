@@ -1,0 +1,204 @@
+"""Who takes part in the forecast benchmark: every contender's networks, budget by stage, and training.
+
+All but neuraloperator's FNO are configurations of lapse: the same backbone on latents or on pixels (space-to-depth
+patches of 4 cells), as mean net, as one-pass net with CRPS, or as diffusion. Contenders on latents share their
+autoencoder, and those with a mean net that, too; each is charged for all of it.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lapse.datasets.datamodule import FieldData
+from lapse.surrogate.emulator import Emulator
+from lapse.surrogate.rollout import repeat_state, rollout
+from lapse.surrogate.stages import run_stage
+from lapse.surrogate.train import compose, field_data, new_emulator, shifts
+from record import quick
+
+# Initial states (M, C, *space) in physical units, a generator for each member, and the number of frames.
+Forecaster = Callable[[Tensor, Sequence[torch.Generator], int], Iterator[Tensor]]
+
+DATA: dict[int, dict[str, Any]] = {
+    64: {"trajectories": 80, "frames": 100, "interval": 0.2, "resolution": 64, "stored": 64, "spin_up": 20.0,
+         "parameters": {"viscosity": 0.012}},
+    256: {"trajectories": 24, "frames": 60, "interval": 0.1, "resolution": 256, "stored": 256, "spin_up": 10.0,
+          "parameters": {"viscosity": 0.001, "modes": 85}},
+}  # fmt: skip
+
+# Chosen on validation trajectories: `benchmarks/codes.py`, decisions/0003 and 0006.
+CODES: dict[int, dict[str, int]] = {
+    64: {"latent_channels": 8, "factor": 4, "patch": 4, "width": 64, "encoder_depth": 0, "decoder_depth": 0},
+    256: {"latent_channels": 32, "factor": 16, "patch": 8, "width": 64, "encoder_depth": 1, "decoder_depth": 1},
+}
+WIDTH = {64: 64, 256: 64}  # of the backbone on latents
+LATENT = {64: 0.05, 256: 0.15}  # the autoencoder's share of the budget
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "lapse-fast": {"autoencoder": "convolutional", "shares": {"mean": 0.42, "fast": 0.58}, "mode": "fast"},
+    "pixel-crps": {"autoencoder": "identity", "shares": {"fast": 1.0}, "mode": "fast"},
+    "latent-diffusion-16": {"autoencoder": "convolutional", "shares": {"generator": 1.0}, "mode": "quality"},
+    "pixel-mean": {"autoencoder": "identity", "shares": {"mean": 1.0}, "mode": "mean"},
+    "lapse-quality": {"autoencoder": "convolutional", "shares": {"mean": 0.42, "generator": 0.58}, "mode": "quality"},
+    "pixel-diffusion-16": {"autoencoder": "identity", "shares": {"generator": 1.0}, "mode": "quality"},
+    "fno": {"autoencoder": "identity", "shares": {}, "mode": "mean"},
+}  # fmt: skip
+
+
+def settings(size: int, data_path: Path, name: str) -> list[str]:
+    """Overrides of the training config for a contender."""
+    contender = CONTENDERS[name]
+    pixels, started = contender["autoencoder"] == "identity", "mean" in contender["shares"]
+    like = size if size in CODES else 64
+    # The one-pass pixel net starts from scratch, so it first learns short unrolls, as the mean net does for lapse.
+    unroll = "[[0.0,2],[0.3,4],[0.6,8]]" if started else "[[0.0,1],[0.4,2],[0.6,4],[0.85,8]]"
+    out = [
+        f"data.path={data_path}", f"data.shift={{x: 1, y: {size // 4}}}", f"autoencoder={contender['autoencoder']}",
+        f"emulator.parts=[{','.join(contender['shares'])}]", f"emulator.width={64 if pixels else WIDTH[like]}",
+        "emulator.depth=6", "emulator.position=4", f"data.heads={'[]' if pixels else 'auto'}",
+        "training.mean.batch=8", "training.mean.unroll=[[0.0,1],[0.4,2],[0.7,4]]", "training.generator.batch=8",
+        "training.autoencoder.batch=4", "training.fast.batch=8", f"training.fast.unroll={unroll}",
+        f"training.fast.lr={1.5e-3 if started else 3e-3}",
+        f"emulator.sampling_steps={16 if 'diffusion' in name else 8}",
+    ]  # fmt: skip
+    if not pixels:
+        out += [f"autoencoder.{key}={value}" for key, value in CODES[like].items()]
+        out.append("training.autoencoder.noise=0.02")
+    if quick():
+        out += ["emulator.width=8", "emulator.depth=1", *([] if pixels else ["autoencoder.width=8"])]
+    return out
+
+
+def budget(name: str, size: int) -> dict[str, float]:
+    """Shares of the budget by stage, in the order of training."""
+    shares: dict[str, float] = CONTENDERS[name]["shares"]
+    if CONTENDERS[name]["autoencoder"] == "identity":
+        return shares
+    own = LATENT.get(size, LATENT[64])
+    return {"autoencoder": own, **{stage: (1 - own) * share for stage, share in shares.items()}}
+
+
+def recipe(name: str, size: int, minutes: float) -> str:
+    """A hash of all that was decided about a contender: scores of another recipe are not its scores."""
+    given = [DATA.get(size), settings(size, Path("data"), name), budget(name, size), minutes]
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:12]
+
+
+def train(
+    name: str, size: int, seed: int, minutes: float, data_path: Path, folder: Path
+) -> tuple[Forecaster, FieldData, dict[str, int], Emulator | None]:
+    """A trained contender, its data, its steps by stage, and its emulator where it has one."""
+    if name == "fno":
+        forecast, data, steps = train_fno(size, seed, minutes, data_path, folder)
+        return forecast, data, {"fno": steps}, None
+    config = compose([*settings(size, data_path, name), f"seed={seed}"])
+    torch.manual_seed(seed)
+    data = field_data(config)
+    emulator, steps_by_stage = new_emulator(config, data), {}
+    for index, (stage, share) in enumerate(budget(name, size).items()):
+        options = {**config["training"][stage], "steps": 10**7, "cpu_minutes": share * minutes}
+        # What contenders have in common is trained once and charged to each.
+        common = stage in ("autoencoder", "mean") and name != "pixel-mean"
+        where = folder.parent / f"shared-{seed}" / stage if common else folder / stage
+        steps_by_stage[stage] = run_stage(
+            stage, emulator, options, data, where, {**config["trainer"], "enable_progress_bar": False},
+            shift=shifts(config, data.spec)(seed + index), seed=seed + index, ema=config["training"]["ema"], every=500,
+        )["steps"]  # fmt: skip
+    emulator.eval()
+    return emulate(emulator, CONTENDERS[name]["mode"]), data, steps_by_stage, emulator
+
+
+def emulate(emulator: Emulator, mode: Any) -> Forecaster:
+    """An emulator as a forecaster."""
+
+    def run(u: Tensor, generators: Sequence[torch.Generator], frames: int) -> Iterator[Tensor]:
+        state = emulator.encode(u[:, None])
+        if len(u) == 1 and len(generators) > 1:
+            state = repeat_state(state, len(generators))
+        for _, fields in rollout(emulator, state, frames, mode, generators):
+            yield fields
+
+    return run
+
+
+@dataclass
+class NoisyInput:
+    """A deterministic net as a forecaster; members differ by noise on the input, in normalised units."""
+
+    net: nn.Module
+    normaliser: nn.Module
+    noise: float = 0.0
+
+    def __call__(self, u: Tensor, generators: Sequence[torch.Generator], frames: int) -> Iterator[Tensor]:
+        x = self.normaliser(u)
+        if len(generators) > 1 and self.noise:
+            x = x + self.noise * torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators])
+        for _ in range(frames):
+            x = self.net(x)
+            yield self.normaliser.inverse(x)
+
+
+class PlainFNO(nn.Module):
+    """neuraloperator's FNO as a next-frame net on normalised fields, with the position of the force as input."""
+
+    def __init__(self, channels: int, space: Sequence[int], modes: int = 24, hidden: int = 32) -> None:
+        super().__init__()
+        from neuralop.models import FNO
+
+        modes = min(modes, space[0] // 2)
+        self.net = FNO((modes, modes), channels, channels, hidden, n_layers=4, positional_embedding="grid")
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.net(x)
+
+
+def train_fno(
+    size: int, seed: int, minutes: float, data_path: Path, folder: Path
+) -> tuple[NoisyInput, FieldData, int]:
+    """The FNO, its data, and its steps; its noise is still to be chosen."""
+    config = compose([*settings(size, data_path, "fno"), f"seed={seed}"])
+    torch.manual_seed(seed)
+    data = field_data(config)
+    normaliser, shift = data.normaliser, shifts(config, data.spec)(seed)
+    data.length, data.batch_size = 3, 8
+    net = PlainFNO(len(data.spec.names), data.spec.grid.shape, hidden=8 if quick() else 32, modes=4 if quick() else 24)
+    loader = data.train_dataloader()
+    first = next(iter(data.windows("train"))).fields
+    net.scale = float((normaliser(first[:, 1]) - normaliser(first[:, 0])).square().mean().sqrt())
+    saved, step = folder / "fno.pt", 0
+    if saved.exists():
+        kept = torch.load(saved, weights_only=True)
+        step = kept.pop("steps")
+        net.net.load_state_dict(kept, strict=False)
+    else:
+        optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-4)
+        begin, seconds, progress = time.process_time(), 60 * minutes, 0.0
+        while progress < 1:
+            for batch in loader:
+                progress = (time.process_time() - begin) / seconds
+                if progress >= 1:
+                    break
+                for group in optimiser.param_groups:
+                    group["lr"] = 2e-3 * min(1, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * progress))
+                frames = 1 if progress < 0.7 else 2
+                u = normaliser(shift(batch.fields[: 8 // frames]))
+                x, loss = u[:, 0], torch.zeros(())
+                for k in range(1, frames + 1):
+                    x = net(x)
+                    loss = loss + (x - u[:, k]).square().mean() / frames
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimiser.step()
+                step += 1
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({k: v for k, v in net.net.state_dict().items() if k != "_metadata"} | {"steps": step}, saved)
+    return NoisyInput(net.eval(), normaliser), data, step
