@@ -15,8 +15,8 @@ frames of the model do in the climate that it was trained in; it may still be fa
 import json
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .audit import Audit, nearest
-from .emulator import Mode
+from .emulator import Emulator, Mode
+from .gate import next_errors
 from .noise import member_generator
 from .rollout import rollout
 from .skill import starts
@@ -36,7 +37,16 @@ if TYPE_CHECKING:
     from ..datasets.datamodule import FieldData
     from .model import Model
 
-__all__ = ["Certificate", "bins", "calibrate", "conformal", "training_certificate"]
+__all__ = [
+    "Certificate",
+    "bins",
+    "calibrate",
+    "conformal",
+    "load_certificates",
+    "mode_key",
+    "save_certificates",
+    "training_certificate",
+]
 
 LEVEL, HISTORY_LEVEL = 0.9, 0.95
 FEWEST = 20  # starts below which a bound at these levels does not exist, or hardly
@@ -48,7 +58,7 @@ class Certificate:
     """Bounds of the residual of one mode's forecasts, by bins of leads.
 
     Attributes:
-        mode: of the forecasts that it was calibrated on.
+        mode: of the forecasts that it was calibrated on, and what corrects them: "fast", "fast+solver", …
         edges: first lead of every bin, in frames, and the first beyond the last.
         bounds: b of every bin, 90 %.
         medians: of the residuals of every bin.
@@ -56,6 +66,9 @@ class Certificate:
         share: of the frames of a member that are certified; 19 in 20 members of the calibration have more.
         floor: median residual of true neighbours that were encoded and decoded, which no forecast can do better than.
         data: median residual of the true neighbours themselves.
+        errors: of the next frame after held-out encoded ones, over the projected field (see `correction`): of the model
+            (the mean of its members), of the solver seen through the autoencoder, of the residual operator; only of
+            models with a gain.
         starts, samples: starts of the calibration, and residuals in every bin.
         split: where they come from.
     """
@@ -71,6 +84,7 @@ class Certificate:
     starts: int
     samples: tuple[int, ...]
     split: str
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def leads(self) -> int:
@@ -111,20 +125,18 @@ class Certificate:
             "",
         ]
 
-    def save(self, path: Path, weights_hash: str) -> None:
-        """Write JSON that says to which weights it belongs."""
-        path.write_text(json.dumps({"sha256": weights_hash, **asdict(self)}, indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: Path, weights_hash: str) -> "Certificate | None":
-        """Read what `save` wrote; None where there is no file, or one of other weights."""
-        if not path.is_file():
-            return None
-        told: dict[str, Any] = json.loads(path.read_text())
-        if told.pop("sha256", None) != weights_hash:
-            return None
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-        return cls(**values)
+def save_certificates(found: Mapping[str, Certificate], path: Path, weights_hash: str) -> None:
+    """Write JSON that says to which weights they belong."""
+    path.write_text(json.dumps({"sha256": weights_hash, "certificates": [asdict(c) for c in found.values()]}) + "\n")
+
+
+def load_certificates(path: Path, weights_hash: str) -> dict[str, Certificate]:
+    """Read what `save_certificates` wrote, by mode; empty where there is no file, or one of other weights."""
+    told: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    found = [] if told.get("sha256") != weights_hash else told["certificates"]
+    tuples = [{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()} for one in found]
+    return {one["mode"]: Certificate(**one) for one in tuples}
 
 
 def bins(leads: int) -> tuple[int, ...]:
@@ -204,13 +216,20 @@ def calibrate(
     whole = np.concatenate([np.full(c.stop - c.start, b) for c, b in zip(cut, bounds, strict=True)])
     mean = np.cumsum(r / whole, axis=1) / np.arange(1, leads + 1)
     found = Certificate(
-        mode, edges, tuple(bounds), tuple(float(np.median(r[:, c])) for c in cut),
+        mode_key(emulator, mode), edges, tuple(bounds), tuple(float(np.median(r[:, c])) for c in cut),
         tuple(conformal(mean[:, c].ravel(), HISTORY_LEVEL) for c in cut), 0.0,
         float(torch.cat(floors).median()), float(torch.cat(data).median()), len(u), tuple(r[:, c].size for c in cut),
-        split,
+        split, next_errors(emulator, audit.law, u, mode) if phase is None else {},
     )  # fmt: skip
     certified = found.judge(r, np.ones(r.shape, np.bool_)).mean(axis=1)
     return replace(found, share=1 - conformal(1 - certified, HISTORY_LEVEL))
+
+
+def mode_key(emulator: Emulator, mode: str) -> str:
+    """What a certificate is filed under: the mode, and what corrects it."""
+    if emulator.corrector is None:
+        return mode
+    return f"{mode}+{'operator' if emulator.corrector == 'operator' else 'solver'}"
 
 
 def training_certificate(model: "Model", data: "FieldData", leads: int, count: int) -> Certificate | None:

@@ -24,6 +24,7 @@ from ..datasets.fields import space_coordinates, to_tensor
 from ..datasets.layout import blank
 from ..datasets.time import lead_coordinate, valid_time
 from ..datasets.time import phase as phase_of
+from .certificate import mode_key
 from .emulator import Mode, State
 from .noise import member_generator, spelling
 from .rollout import finite_members, march, rollout
@@ -76,7 +77,8 @@ class Job:
         """What a resume must agree with."""
         return {
             "spec": self.model.spec.fingerprint(), "weights": self.model.weights_hash, "seed": self.seed,
-            "mode": self.mode, "inputs": self.fingerprint, **({} if self.verdict is None else self.verdict.identity),
+            "mode": mode_key(self.model.emulator, self.mode), "inputs": self.fingerprint,
+            **({} if self.verdict is None else self.verdict.identity),
         }  # fmt: skip
 
     def coordinates(self) -> dict[str, Any]:
@@ -136,10 +138,13 @@ class Job:
         }
 
     def physics(self) -> dict[str, str]:
-        """Parameters of the equation, where they are not those of the training data."""
-        if self.model.emulator.laws is None:
-            return {}
-        return {"lapse_parameters": json.dumps(self.model.spec.parameters, sort_keys=True)}
+        """Parameters of the equation, where they are not those of the training data, and what corrects the frames."""
+        emulator, told = self.model.emulator, {}
+        if emulator.laws is not None:
+            told["lapse_parameters"] = json.dumps(self.model.spec.parameters, sort_keys=True)
+        if emulator.corrector is not None:
+            told["lapse_correction"] = "operator" if emulator.corrector == "operator" else "solver"
+        return told
 
     @cached_property
     def fingerprint(self) -> str:

@@ -85,9 +85,10 @@ def train(config: Mapping[str, Any], progress: bool = True) -> Model:
     if getattr(rank_zero_only, "rank", 0) == 0:
         data.trainer = None  # whose ranks would share the windows that the card is measured on
         model.card = write_card(model, data, records)
-        model.certificate = training_certificate(model, data, **training["certificate"])
-        if model.certificate is not None:
-            model.card += "\n".join(["", *model.certificate.lines()])
+        certificate = training_certificate(model, data, **training["certificate"])
+        if certificate is not None:
+            model.certificates[certificate.mode] = certificate
+            model.card += "\n".join(["", *certificate.lines()])
         model.climate = training_climate(emulator, data, shift=config["data"]["shift"])
         model.save(out / "model")
     return model

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..datasets.layout import blank
 from ..datasets.spec import FieldSpec
 from .audit import Audit
+from .certificate import mode_key
 
 if TYPE_CHECKING:
     from .model import Model
@@ -44,11 +45,12 @@ class Verdict:
         self.parameters = _parameters(model, told)
         sigma = model.emulator.autoencoder.normaliser.std
         self.audit = Audit(model.spec, sigma, self.parameters, float(share))
-        found = model.certificate
-        if found is None or found.mode != mode:
-            has = "none" if found is None else f"one of mode {found.mode!r}"
+        key = mode_key(model.emulator, mode)
+        found = model.certificates.get(key)
+        if found is None:
+            has = ", ".join(map(repr, model.certificates)) or "none"
             raise ValueError(
-                f"certify: {model.name} has no certificate of mode {mode!r}; found {has}. Usual fix: "
+                f"certify: {model.name} has no certificate of mode {key!r}; found {has}. Usual fix: "
                 f"model.calibrate(held_out_data, mode={mode!r}), then model.save(…) to keep it"
             )
         self.certificate = found
