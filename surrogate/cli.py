@@ -226,6 +226,15 @@ def _forecast(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     verb.add_argument("--resume", action="store_true", help="continue a zarr store, also with more members")
     verb.add_argument(
+        "--certify",
+        nargs="?",
+        const=1.0,
+        default=False,
+        type=float,
+        metavar="SHARE",
+        help="audit all frames, or a share of them, by the model's equation: adds `residual` and `certified`",
+    )
+    verb.add_argument(
         "--batch-size",
         type=int,
         metavar="N",

@@ -8,8 +8,8 @@ solver's map over the frame interval at parameters θ, the model trained at θ i
 
 W = (1 + |k|²/k_s²)^(−1/2) keeps high wavenumbers from ruling, and P takes the first modes of an orthonormal cosine
 basis on the patch of each latent cell, so that δ lives on the latent grid. K is one convolution, trained to turn a
-change of P W N D into the smallest change of z that makes it: a damped Gauss–Newton step that is paid for in training.
-It knows neither the equation nor its parameters.
+change of P W N D into the smallest change of z that makes it: a damped Gauss–Newton step that is paid for in training;
+for a linear decoder it is known in closed form (`gain`). It knows neither the equation nor its parameters.
 
 Being a difference, δ leaves out whatever solver and networks disagree about: at θ′ = θ nothing changes, where a
 correction towards Φ_θ(D(z₀)) itself takes away spread and accuracy, since the solver knows nothing of what the latents
@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autoencoder.blocks import Conv, dct_patch_basis, space_to_depth
+from ..autoencoder.blocks import Conv, ResidualBlock, dct_patch_basis, space_to_depth
 from ..autoencoder.model import Autoencoder, Latent
 from ..physics.equation import Equation
+from .gain import SpectralGain
 
 __all__ = ["Correction"]
 
@@ -56,7 +57,12 @@ class Correction(nn.Module):
         self.register_buffer("basis", basis, persistent=False)
         self.register_buffer("smoothing", smoothing(grid.shape, [a.length for a in grid.axes]), persistent=False)
         self.register_buffer("scale", torch.ones(size, *(1,) * len(latent)))
-        self.gain = Conv(size, c, grid.periodic, kernel=5, zero=True, bias=False)  # no change, no step
+        self.linear = is_linear(autoencoder)
+        self.gain: nn.Module
+        if self.linear:
+            self.gain = SpectralGain(size, c, latent)
+        else:
+            self.gain = Conv(size, c, grid.periodic, kernel=5, zero=True, bias=False)  # no change, no step
         self.config: dict[str, Any] = {"modes": modes}
 
     def project(self, autoencoder: Autoencoder, u: Tensor) -> Tensor:
@@ -78,6 +84,13 @@ class Correction(nn.Module):
         """z + K δ."""
         step: Tensor = self.gain(change / self.scale)
         return z + step
+
+
+def is_linear(autoencoder: Autoencoder) -> bool:
+    """Whether the decoder is linear, heads included, and the same at every latent cell."""
+    network = autoencoder.network
+    deep = any(isinstance(m, ResidualBlock) for m in network.modules())
+    return not deep and not any(network.grid.extra) and set(autoencoder.config["heads"]) <= {"mean", "divergence_free"}
 
 
 def smoothing(shape: tuple[int, ...], lengths: list[float]) -> Tensor:

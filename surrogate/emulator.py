@@ -27,7 +27,9 @@ from ..physics.equation import Equation
 from .backbone import Backbone, fourier_features
 from .correction import Correction
 from .denoiser import PreconditionedDenoiser
+from .gain import SpectralGain
 from .propagator import Propagator
+from .residual import ResidualOperator
 from .sampler import SAMPLERS
 from .schedule import RectifiedFlow
 
@@ -67,6 +69,8 @@ class Emulator(nn.Module):
 
     Attributes:
         laws: the equation that the networks were trained under and the one that they shall obey, where these differ.
+        corrector: what every frame is moved towards by the gain: the answer of this equation's solver, or of the
+            residual operator ("operator").
     """
 
     mean: Backbone | None
@@ -75,7 +79,9 @@ class Emulator(nn.Module):
     error: DecoderError | None
     correction: Correction | None
     propagator: Propagator | None
+    operator: ResidualOperator | None
     laws: tuple[Equation, Equation] | None = None
+    corrector: Equation | Literal["operator"] | None = None
     increment: Tensor
     residual: Tensor
 
@@ -118,6 +124,7 @@ class Emulator(nn.Module):
         self.correction = Correction(autoencoder) if "correction" in parts else None
         shared = position == 0
         self.propagator = Propagator(c, latent, flags, history, shared=shared, **linear) if linear is not None else None
+        self.operator = ResidualOperator(net(history * c, phase)) if "residual" in parts else None
         ones = torch.ones(c, *(1,) * len(latent))
         self.register_buffer("increment", ones.clone())
         self.register_buffer("residual", ones.clone())
@@ -178,7 +185,7 @@ class Emulator(nn.Module):
     def advance(
         self, state: State, noise: Tensor | None = None, phase: Tensor | None = None, mode: Mode = "fast"
     ) -> State:
-        """One frame forward, under the wanted one of `laws` where there are any.
+        """One frame forward, corrected by the `corrector`, and under the wanted one of `laws` where there are any.
 
         Arguments:
             state: of batch size B.
@@ -188,10 +195,15 @@ class Emulator(nn.Module):
 
         Raises ValueError for a mode that this model was not built for, and for noise of another shape.
         """
-        following = self._advance(state, noise, phase, mode)
+        following = self.free(state, noise, phase, mode)
+        if isinstance(self.corrector, Equation):
+            return self._towards(self.corrector, state, following)
+        if self.corrector == "operator":
+            following = self.corrected(state, following, phase)
         return following if self.laws is None else self._under(self.laws, state, following)
 
-    def _advance(self, state: State, noise: Tensor | None, phase: Tensor | None, mode: Mode) -> State:
+    def free(self, state: State, noise: Tensor | None, phase: Tensor | None, mode: Mode) -> State:
+        """One frame forward by the networks alone; arguments as for `advance`."""
         context, condition = self.context(state), self.condition(phase)
         if mode == "mean":
             return self.push(state, self.predict_mean(state, context, condition))
@@ -309,10 +321,50 @@ class Emulator(nn.Module):
 
     @torch.no_grad()
     def measure_correction(self, u: Tensor) -> None:
-        """Set the scale of what the correction is fed with, per channel, from example fields ``(N, C, *space)``."""
+        """Set the scale of what the correction is fed with, per channel, from example fields ``(N, C, *space)``.
+
+        For a linear decoder the gain itself is set, in closed form.
+        """
         correction = self._correction()
+        if isinstance(correction.gain, SpectralGain):
+            carried = self.autoencoder.heads.carried(u[:1])
+
+            def forward(z: Tensor) -> Tensor:
+                latent = Latent(z, carried.expand(len(z), -1))
+                return correction.project(self.autoencoder, self.autoencoder.decode(latent))
+
+            return correction.gain.solve(forward)
         seen = correction.project(self.autoencoder, u)
         correction.scale.copy_(_rms(seen - seen.mean(dim=0)))
+
+    @torch.no_grad()
+    def start_operator(self) -> None:
+        """Start the residual operator's net from the mean net."""
+        if self.operator is not None and self.mean is not None:
+            self.operator.net.load_state_dict(self.mean.state_dict())
+
+    def expect(self, state: State, phase: Tensor | None = None) -> Tensor:
+        """m_φ(z₀): the latents that the residual operator expects one frame after ``state``."""
+        if self.operator is None:
+            raise ValueError(f"found a model of {', '.join(self.config['parts'])}, wanted `residual` among them")
+        context, condition = self.context(state), self.condition(phase)
+        return self.operator.follow(state.z[:, -1], self.increment, context, condition)
+
+    def corrected(self, before: State, after: State, phase: Tensor | None = None) -> State:
+        """The frame ``after``, moved by the gain to what the residual operator expects after ``before``."""
+        correction, operator = self._correction(), self.operator
+        expected = self.expect(before, phase)
+        assert operator is not None
+        r = operator.read(self.autoencoder, correction, expected, after.z[:, -1], after.carried)
+        return self.push(before, correction(after.z[:, -1], -r))
+
+    def _towards(self, known: Equation, before: State, after: State) -> State:
+        """The frame ``after``, moved by the gain to what the solver makes of the decoded frame ``before``."""
+        correction, autoencoder = self._correction(), self.autoencoder
+        wanted = known.advance(autoencoder.decode(before.latent), autoencoder.spec.interval)
+        change = correction.project(autoencoder, wanted)
+        change = change - correction.project(autoencoder, autoencoder.decode(after.latent))
+        return self.push(before, correction(after.z[:, -1], change))
 
     @torch.no_grad()
     def start_fast(self) -> None:

@@ -151,8 +151,9 @@ class Ensemble:
         if frames["time"].dtype.kind == "M":
             frames["time"] = ("time", frames["time"].values.astype(told["time_dtype"]), frames["time"].attrs)
         job = Job(
-            model, frames, told["positions"], told["steps"], told["members"], told["seed"], told["mode"], told["batch"]
-        )
+            model, frames, told["positions"], told["steps"], told["members"], told["seed"], told["mode"], told["batch"],
+            told.get("certify", False),
+        )  # fmt: skip
         keep = keeper(told["keep"], told["options"])
         writer = ShardedWriter.open(keep.home(path))
         begun = writer.manifest["identity"]
@@ -244,7 +245,7 @@ def _describe(ensemble: Ensemble) -> None:
     told = {
         "format": FORMAT, "keep": ensemble.keep.name, "options": ensemble.keep.options, "steps": job.steps,
         "members": job.members, "seed": job.seed, "mode": job.mode, "positions": job.positions, "batch": job.block,
-        "time_dtype": str(job.init.dtype),
+        "time_dtype": str(job.init.dtype), "certify": 0 if job.verdict is None else job.verdict.audit.share,
         "model": {"name": model.name, "weights": model.weights_hash,
                   "source": None if model.source is None else str(model.source.resolve())},
     }  # fmt: skip

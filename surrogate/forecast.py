@@ -3,6 +3,7 @@
     dims          (init_time, member, lead_time, *the input's own spatial dims)
     coordinates   valid_time (init_time, lead_time), and CF standard names on all of them
     valid         (init_time, member): 0 where a member left the realm of finite numbers; from there on it is NaN
+    residual, certified (init_time, member, lead_time): of forecasts that are certified, see `verdict`
 
 In memory the members come block by block (`job`); into a store they go through an `ensemble`, in which a block is a
 shard: it has one writer, it is written at once and then marked, and a resume does what has no mark. The store may hold
@@ -24,6 +25,7 @@ from .emulator import Mode
 from .job import Job
 from .starts import initial_frames
 from .tables import lead_label
+from .verdict import doubts
 
 if TYPE_CHECKING:
     from .model import Model
@@ -49,6 +51,7 @@ def forecast(
     resume: bool = False,
     batch_size: int | None = None,
     keep: Kept = "fields",
+    certify: bool | float = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """Forecast ``members`` futures of ``steps`` frames from one or several starts.
@@ -68,19 +71,25 @@ def forecast(
         batch_size: members computed at once, and per shard of a store; a store that is continued keeps its own.
         keep: what is stored: "fields"; "latents", from which the fields are decoded when they are asked for; or
             "statistics" over the members, which are never stored. `Model.ensemble` has more options.
+        certify: audit every decoded frame against the model's equation, or a share of them (0.1: one in ten), and add
+            the variables ``residual`` and ``certified`` and the coordinate ``residual_bound`` (see `verdict`). They
+            speak of how well the equation is obeyed, not of the distance from what will happen.
 
     Returns:
         Dataset in physical units, NaN under the masks.
 
-    Raises SpecError for unfit input, MemoryError where the result would take more than a quarter of the
-    memory and no store is given, StoreError where writing fails; completed blocks are kept.
+    Raises ValueError where a model cannot be certified, SpecError for unfit input, MemoryError where the result would
+    take more than a quarter of the memory and no store is given, StoreError where writing fails; completed blocks are
+    kept.
     """
     if steps < 1 or members < 1:
         raise ValueError(f"steps and members must be at least 1, got steps={steps} and members={members}")
     if store is None and keep == "latents":
         raise ValueError("keep='latents' needs a store: store='forecast.zarr'")
+    if certify and keep != "fields":
+        raise ValueError(f"certify: found keep={keep!r}, wanted keep='fields': only decoded frames can be audited")
     frames, positions = initial_frames(ds, model.spec, model.emulator.history, init_times)
-    job = Job(model, frames, positions, steps, members, seed, mode, batch_size)
+    job = Job(model, frames, positions, steps, members, seed, mode, batch_size, certify)
     if store is None and keep == "fields":
         return _in_memory(job, progress)
     if store is None:
@@ -125,7 +134,14 @@ def _into_store(job: Job, path: Path, resume: bool, keep: Kept, shard: int | Non
 
 
 def _report(fc: xr.Dataset, spec: FieldSpec) -> None:
-    """Warn of the members that blew up: how many, which, and from which lead on."""
+    """Warn of starts whose frames are not certified, and of members that blew up: which, and from which lead on."""
+    if "certified" in fc and (doubtful := doubts(fc)):
+        others = f" and {len(doubtful) - _TOLD} starts more" if len(doubtful) > _TOLD else ""
+        warnings.warn(
+            f"certified are only {', '.join(doubtful[:_TOLD])}{others}: they obey the equation less well than "
+            "forecasts in the climate that the model was trained in, or go beyond the leads of its certificate",
+            stacklevel=5,
+        )
     starts, members = np.nonzero(fc["valid"].values == 0)
     if not len(starts):
         return

@@ -2,7 +2,8 @@
 
 The unit of work is a block of members of one start. Since a member depends only on (seed, init_time, member), the
 blocks, their order, their size and the process that computes them leave no trace in the numbers. A block comes as
-decoded fields (`Job.compute`) or as the latents that they are decoded from (`Job.latents`).
+decoded fields (`Job.compute`), perhaps with an audit of them, or as the latents that they are decoded from
+(`Job.latents`).
 """
 
 import hashlib
@@ -23,9 +24,11 @@ from ..datasets.fields import space_coordinates, to_tensor
 from ..datasets.layout import blank
 from ..datasets.time import lead_coordinate, valid_time
 from ..datasets.time import phase as phase_of
+from .certificate import mode_key
 from .emulator import Mode, State
 from .noise import member_generator, spelling
 from .rollout import finite_members, march, rollout
+from .verdict import Verdict
 
 if TYPE_CHECKING:
     from .model import Model
@@ -47,13 +50,15 @@ class Job:
         frames, positions: canonical frames, and the position of each start among them (`starts.initial_frames`).
         batch_size: members computed at once, and of a shard of fields; by default the shard has as many as make
             128 MiB, and 64 at most, which are computed at once on an accelerator, and 16 at a time on a processor.
+        certify: share of the frames that are audited (True: all); see `certificate`.
 
-    Raises ValueError for fewer than one step or member, and for a mode that the model does not have.
+    Raises ValueError for fewer than one step or member, for a mode that the model does not have, and for a model that
+    cannot be certified.
     """
 
     def __init__(
         self, model: "Model", frames: xr.Dataset, positions: list[int], steps: int, members: int, seed: int,
-        mode: Mode | None = None, batch_size: int | None = None,
+        mode: Mode | None = None, batch_size: int | None = None, certify: bool | float = False,
     ) -> None:  # fmt: skip
         if steps < 1 or members < 1:
             raise ValueError(f"steps and members must be at least 1, got steps={steps} and members={members}")
@@ -69,13 +74,15 @@ class Job:
         cells = int(np.prod(model.spec.shape)) * steps
         self.shard = batch_size or max(1, min(members, _BLOCK, _BLOCK_BYTES // (4 * cells)))
         self.block = batch_size or min(self.shard, _AT_ONCE if self.device.type == "cpu" else _BLOCK)
+        self.verdict = Verdict(model, frames.attrs, mode, certify) if certify else None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a resume must agree with."""
         return {
             "spec": self.model.spec.fingerprint(), "weights": self.model.weights_hash, "seed": self.seed,
-            "mode": self.mode, "inputs": self.fingerprint,
+            "mode": mode_key(self.model.emulator, self.mode), "inputs": self.fingerprint,
+            **({} if self.verdict is None else self.verdict.identity),
         }  # fmt: skip
 
     def coordinates(self) -> dict[str, Any]:
@@ -88,6 +95,7 @@ class Job:
             "init_time": init, "member": member, "lead_time": self.leads,
             "valid_time": (("init_time", "lead_time"), self.valid_time.values, self.valid_time.attrs),
             **space_coordinates(self.model.spec),
+            **({} if self.verdict is None else self.verdict.coordinates(self.steps)),
         }  # fmt: skip
 
     def flags(self) -> tuple[tuple[str, str], NDArray[Any], dict[str, Any]]:
@@ -106,6 +114,8 @@ class Job:
             names = {"units": v.units, "standard_name": v.standard_name, "long_name": v.long_name}
             data[v.name] = (dims, blank(sizes), {k: x for k, x in names.items() if x is not None})
         data["valid"] = self.flags()
+        if self.verdict is not None:
+            data |= self.verdict.variables((len(self.positions), self.members, self.steps))
         out = xr.Dataset(data, coords=self.coordinates(), attrs=self.attrs())
         out["lead_time"].encoding = dict(self.leads.encoding)
         return out
@@ -128,13 +138,17 @@ class Job:
             "lapse_config_hash": _hash(model.config),
             "lapse_input_fingerprint": self.fingerprint,
             **self.physics(),
+            **({} if self.verdict is None else self.verdict.attrs),
         }
 
     def physics(self) -> dict[str, str]:
-        """Parameters of the equation, where they are not those of the training data."""
-        if self.model.emulator.laws is None:
-            return {}
-        return {"lapse_parameters": json.dumps(self.model.spec.parameters, sort_keys=True)}
+        """Parameters of the equation, where they are not those of the training data, and what corrects the frames."""
+        emulator, told = self.model.emulator, {}
+        if emulator.laws is not None:
+            told["lapse_parameters"] = json.dumps(self.model.spec.parameters, sort_keys=True)
+        if emulator.corrector is not None:
+            told["lapse_correction"] = "operator" if emulator.corrector == "operator" else "solver"
+        return told
 
     @cached_property
     def fingerprint(self) -> str:
@@ -175,6 +189,9 @@ class Job:
             alive &= finite_members(frame)
             fields[:, k] = torch.where(_over(alive, frame), frame, torch.nan).numpy()
         out: dict[str, NDArray[Any]] = {"valid": alive.numpy().astype(np.int8)[None]}
+        if self.verdict is not None:
+            u = self.initial(index)[:, -1]
+            out |= self.verdict.of(u[torch.arange(first, last) % len(u)].numpy(), fields, np.arange(first, last))
         for channel, name in enumerate(spec.names):
             values = fields[:, :, channel]
             mask = spec.masks.get(name)

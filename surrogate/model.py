@@ -19,16 +19,19 @@ from ..datasets.check import check
 from ..datasets.fields import to_dataset, to_tensor
 from ..datasets.spec import FieldSpec
 from ..datasets.time import phase as phase_of
+from ..physics.equation import Equation
 from .augment import augment
+from .certificate import Certificate, calibrate
 from .climate import Climate
 from .design import design
 from .emulator import Emulator, Mode
 from .ensemble import Plan, planned
 from .forecast import Kept, forecast
+from .gate import Corrector, check_gate
 from .job import Job
 from .law import law
 from .solve import solve
-from .starts import initial_frames
+from .starts import initial_frames, spread_windows
 from .targets import Objective
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class Model:
         emulator: the networks.
         name, config, card: as in its package; ``card`` is the model card in Markdown.
         climate: mean and covariance of the training latents, which `augment` needs; None where the package has none.
+        certificates: bounds of the residual by mode, for certified forecasts; see `calibrate`.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Model:
         self.card = card
         self.source = source
         self.climate: Climate | None = None
+        self.certificates: dict[str, Certificate] = {}
 
     @property
     def spec(self) -> FieldSpec:
@@ -89,11 +94,64 @@ class Model:
         Raises ValueError for a model without a correction, for data without an equation, and for an unknown parameter.
         """
         emulator = deepcopy(self.emulator)
+        if isinstance(emulator.corrector, Equation):
+            emulator.corrector = law(self.spec, parameters)
         trained = law(self.spec) if emulator.laws is None else emulator.laws[0]
         wanted = law(self.spec, parameters)
         emulator.obey(trained, wanted)
         emulator.autoencoder.spec = self.spec.replace(parameters={**self.spec.parameters, **parameters})
-        return Model(emulator, self.name, self.config, self.card, self.source)
+        model = Model(emulator, self.name, self.config, self.card, self.source)
+        model.certificates = self.certificates
+        return model
+
+    def corrected(self, by: Corrector) -> "Model":
+        """This model with every frame moved towards what the equation makes of the frame before it.
+
+        Arguments:
+            by: "solver": a decode and a run of the equation's solver a frame, at this model's parameters; "operator":
+                the learned residual operator instead, one network evaluation.
+
+        The gain of the stage `correction` moves what the projection sees of a frame (`lapse.surrogate.correction`).
+        Members lose the spread that was the model's error: begin with an ensemble of analyses.
+
+        Raises ValueError for a model without the parts, and by the release gate: where on held-out frames the corrector
+        is not more accurate than the model itself (`Certificate.errors`), correcting would do harm, as for strongly
+        compressed codes.
+        """
+        check_gate(self.emulator, self.certificates, by)
+        emulator = deepcopy(self.emulator)
+        emulator.corrector = "operator" if by == "operator" else law(self.spec)
+        model = Model(emulator, self.name, self.config, self.card, self.source)
+        model.certificates = self.certificates
+        return model
+
+    def calibrate(
+        self,
+        ds: xr.Dataset | xr.DataArray,
+        leads: int = 40,
+        *,
+        mode: Mode | None = None,
+        starts: int = 120,
+        seed: int = 0,
+    ) -> Certificate:
+        """Calibrate the certificate of forecasts in ``mode`` on data that took no part in training.
+
+        Arguments:
+            ds: true frames over time, of one or several trajectories.
+            leads: the longest lead that the certificate shall speak of.
+            starts: taken from ``ds``, evenly.
+
+        The model keeps it in `certificates`, and `save` writes it. That of a corrected model is filed with the model
+        that it was made from, too. Raises ValueError for a model without an equation and for too few
+        starts.
+        """
+        history = self.emulator.history
+        longest = history + (1 if self.spec.calendar is None else leads)
+        u, phase = spread_windows(ds, self.spec, longest, starts)
+        u = u[:, : history + 1]
+        found = calibrate(self, u, phase, leads=leads, mode=mode, seed=seed, split="given")
+        self.certificates[found.mode] = found
+        return found
 
     def check(self, ds: xr.Dataset | xr.DataArray, *, members: bool = False) -> xr.Dataset:
         """The Dataset as the model needs it, or a `SpecError` that names every problem at once.
@@ -118,16 +176,20 @@ class Model:
         batch_size: int | None = None,
         keep: Kept = "fields",
         parameters: Mapping[str, float] | None = None,
+        correct: Corrector | None = None,
+        certify: bool | float = False,
         progress: bool = True,
     ) -> xr.Dataset:
         """An ensemble forecast, ``(init_time, member, lead_time, *space)``; see `lapse.surrogate.forecast`.
 
         ``parameters``, for instance ``{"forcing": 1.5}``, are those that differ from the training data's; see `at`.
+        ``correct`` moves every frame towards the equation; see `corrected`.
         """
-        model = self.at(**parameters) if parameters else self
+        model = self if correct is None else self.corrected(correct)
+        model = model.at(**parameters) if parameters else model
         return forecast(
             model, ds, steps, members, seed=seed, init_times=init_times, mode=mode, store=store, resume=resume,
-            batch_size=batch_size, keep=keep, progress=progress,
+            batch_size=batch_size, keep=keep, certify=certify, progress=progress,
         )  # fmt: skip
 
     def ensemble(

@@ -5,6 +5,7 @@
     spec.json           what the fields are
     README.md           the model card, with the measured figures
     climate.safetensors mean and covariance of the training latents, for `augment`; a model may lack it
+    certificate.json    bounds of the residual, for certified forecasts; a model may lack it
 
 Nothing is unpickled and nothing is instantiated from a path in a file. The config holds the sha256 of the weights, and
 a load that finds others is refused.
@@ -49,6 +50,7 @@ def load(name: str | Path, device: str = "cpu") -> "Model":
     from safetensors import SafetensorError
     from safetensors.torch import load as load_tensors
 
+    from .certificate import load_certificates
     from .climate import Climate
     from .model import Model
 
@@ -87,6 +89,7 @@ def load(name: str | Path, device: str = "cpu") -> "Model":
         emulator.to(device).eval(), config["name"], config, card.read_text() if card.exists() else "", source=folder
     )
     model.climate = Climate.load(folder / "climate.safetensors", digest)
+    model.certificates = load_certificates(folder / "certificate.json", digest)
     return model
 
 
@@ -94,10 +97,12 @@ def save(model: "Model", path: str | Path) -> Path:
     """Write a model as a directory, atomically enough: weights first, the config that vouches for them last."""
     from safetensors.torch import save as save_tensors
 
-    if model.emulator.laws is not None:
+    from .certificate import save_certificates
+
+    if model.emulator.laws is not None or model.emulator.corrector is not None:
         raise ValueError(
-            "found a model at other parameters than it was trained at, wanted the one that it was made from. "
-            "Usual fix: save that one, and call `at` after loading"
+            "found a model at other parameters than it was trained at, or a corrected one, wanted the one that it was "
+            "made from. Usual fix: save that one, and call `at` or `corrected` after loading"
         )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +120,8 @@ def save(model: "Model", path: str | Path) -> Path:
     }
     if model.climate is not None:
         model.climate.save(folder / "climate.safetensors", str(config["sha256"]))
+    if model.certificates:
+        save_certificates(model.certificates, folder / "certificate.json", str(config["sha256"]))
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     return folder
 

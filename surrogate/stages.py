@@ -6,6 +6,7 @@
     generator     flow matching on the residual to the mean net  in the latent, weighted by what the decoder sees
     fast          one pass with noise, started from the mean net almost fair CRPS through the decoder, unrolled
     correction    the gain that turns changes of fields to ones of latents  the least change of the latents that does it
+    residual      the latent residual operator             the solver's next frame of any state that a forecast meets
 
 A stage is resumed from its checkpoint, and skipped if it is complete; what the stages before it made is loaded first.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from ..autoencoder.training import Stage, fit
 from ..datasets.datamodule import FieldData
 from .emulator import Emulator
+from .law import law
 from .objectives import (
     correction_loss,
     decoder_error_loss,
@@ -31,6 +33,7 @@ from .objectives import (
     field_weights,
     generator_loss,
     reconstruction_loss,
+    residual_loss,
     rollout_loss,
 )
 from .regression import fit_propagator
@@ -44,6 +47,7 @@ _LEARNED = {
     "generator": ("generator.", "increment", "residual", "propagator."),
     "fast": ("fast.", "increment", "propagator."),
     "correction": ("correction.",),
+    "residual": ("operator.",),
 }  # what of a model's state a stage is responsible for
 _MEASURED = 256  # windows from which scales are measured before a stage
 _HORIZON = 8  # frames by which a linear start is chosen for a stage that does not unroll
@@ -159,6 +163,19 @@ def _correction(emulator: Emulator, options: Mapping[str, Any], generator: torch
     return Plan(objective, [_part(emulator, "correction")], 1)
 
 
+def _residual(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+    operator, known = emulator.operator, law(emulator.autoencoder.spec)
+    if operator is None:
+        raise ValueError("stage 'residual': found a model without it, wanted `residual` in emulator.parts")
+
+    def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
+        # Rounds of its own mistakes: in the second half of the stage, rollouts are corrected by it.
+        corrected = progress > 0.5
+        return residual_loss(emulator, u, phase, known, options["noise"], options["frames"], corrected, generator)
+
+    return Plan(objective, [operator], emulator.history)
+
+
 def _longest(options: Mapping[str, Any]) -> int:
     return max(sum(unroll_at([entry], 1.0)) for entry in options["unroll"])
 
@@ -180,6 +197,7 @@ STAGES: dict[str, Callable[[Emulator, Mapping[str, Any], torch.Generator, Window
     "generator": _generator,
     "fast": _fast,
     "correction": _correction,
+    "residual": _residual,
 }
 
 
@@ -268,6 +286,8 @@ def _measure(name: str, emulator: Emulator, options: Mapping[str, Any], data: Fi
         autoencoder.start_from(u[:, 0], phase[:, 0])
     elif name == "correction":
         emulator.measure_correction(u[:, 0])
+    elif name == "residual":
+        emulator.start_operator()
     elif name != "error":
         before, after = emulator.encode(u[:, :history], phase[:, :history]), emulator.encode(u[:, 1:], phase[:, 1:])
         if name == "mean" or (emulator.mean is None and bool((emulator.increment == 1).all())):

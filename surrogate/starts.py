@@ -10,17 +10,21 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..datasets.check import examine
+from ..datasets.check import check, examine
+from ..datasets.fields import to_tensor
 from ..datasets.infer import as_dataset
 from ..datasets.names import role_of
 from ..datasets.problem import Problem, SpecError, SpecWarning
 from ..datasets.spec import FieldSpec
+from ..datasets.time import phase as phase_of
 from .noise import spelling
 
-__all__ = ["initial_frames"]
+__all__ = ["initial_frames", "spread_windows"]
 
 _LOADED = 2**31  # bytes of initial frames that are kept in memory; beyond, each start is read when its turn comes
 _SAME = 1e-3  # of the frame interval: how far two numeric times may be apart and be the same
@@ -60,6 +64,33 @@ def initial_frames(
     for warning in dict.fromkeys([*findings.warnings, *more.warnings]):
         warnings.warn(str(warning), SpecWarning, stacklevel=4)
     return canonical, [needed.index(p) for p in starts]
+
+
+def spread_windows(
+    ds: xr.Dataset | xr.DataArray, spec: FieldSpec, length: int, count: int
+) -> tuple[Tensor, Tensor | None]:
+    """``count`` windows of ``length`` consecutive frames, spread evenly over a Dataset and its trajectories.
+
+    Fields ``(N, length, C, *space)`` in physical units, and phases ``(N, length, 4)`` of models with a calendar. Only
+    the frames of the windows are read. Raises SpecError for unfit data, ValueError where no window fits in.
+    """
+    ds = as_dataset(ds)
+    _, findings = examine(_skeleton(ds), spec, values=False)
+    if findings.problems:
+        raise SpecError(findings.problems)
+    along = _time_dimensions(ds, spec)
+    runs, each = ds.sizes.get("trajectory", 1), min(ds.sizes[d] for d in along) - length + 1
+    if each < 1:
+        raise ValueError(f"found {each + length - 1} consecutive frames, wanted at least {length}")
+    fields, phases = [], []
+    for place in sorted({int(i) for i in np.linspace(0, runs * each - 1, min(count, runs * each))}):
+        run, first = divmod(place, each)
+        piece = ds[_used(ds, spec)].isel(dict.fromkeys(along, slice(first, first + length)))
+        frames = check(piece.isel(trajectory=run) if "trajectory" in piece.dims else piece, spec)
+        fields.append(to_tensor(frames, spec))
+        if spec.calendar is not None:
+            phases.append(torch.from_numpy(phase_of(frames["time"])))
+    return torch.stack(fields), torch.stack(phases) if phases else None
 
 
 def _used(ds: xr.Dataset, spec: FieldSpec) -> list[str]:

@@ -18,6 +18,7 @@ from ..datasets.datamodule import FieldData
 from ..datasets.open import open_dataset
 from ..datasets.spec import FieldSpec
 from .card import write_card
+from .certificate import training_certificate
 from .climate import training_climate
 from .emulator import Emulator
 from .model import Model
@@ -84,6 +85,10 @@ def train(config: Mapping[str, Any], progress: bool = True) -> Model:
     if getattr(rank_zero_only, "rank", 0) == 0:
         data.trainer = None  # whose ranks would share the windows that the card is measured on
         model.card = write_card(model, data, records)
+        certificate = training_certificate(model, data, **training["certificate"])
+        if certificate is not None:
+            model.certificates[certificate.mode] = certificate
+            model.card += "\n".join(["", *certificate.lines()])
         model.climate = training_climate(emulator, data, shift=config["data"]["shift"])
         model.save(out / "model")
     return model

@@ -102,12 +102,14 @@ def forecast(options: Namespace) -> None:
     fc = model.forecast(
         ds, options.steps, options.members, seed=options.seed, init_times=starts, mode=options.mode,
         store=out if kind == ".zarr" else None, resume=options.resume, batch_size=options.batch_size,
-        progress=not options.quiet,
+        certify=options.certify, progress=not options.quiet,
     )  # fmt: skip
     if kind == ".nc":
         write_netcdf(fc, out)
     sizes = ", ".join(f"{d} {n}" for d, n in fc.sizes.items())
     print(f"{out}: {sizes}; {int((fc['valid'] == 1).sum())} of {fc['valid'].size} members finite to the end")
+    if "certified" in fc:
+        print(f"certified: {float(fc['certified'].mean()):.0%} of the frames (of the residual, not of the error)")
 
 
 def score(options: Namespace) -> None:

@@ -30,9 +30,10 @@ SPEC = FieldSpec(
 
 
 def linear(spec: FieldSpec = SPEC, parts: tuple[str, ...] = ("mean", "correction")) -> Emulator:
-    """Latents that are a rotation of the patches, and a mean net that changes nothing."""
+    """Latents that are a rotation of the patches, though a decoder that could do more, and a mean net that changes
+    nothing."""
     ae = Autoencoder(
-        spec, Normaliser(spec), "convolutional", latent_channels=16, width=4, encoder_depth=0, decoder_depth=0
+        spec, Normaliser(spec), "convolutional", latent_channels=16, width=4, encoder_depth=0, decoder_depth=1
     )
     ae.network.bound = None
     return Emulator(ae, width=4, depth=1, parts=parts).eval()
