@@ -226,8 +226,8 @@ def simulate(
 
     Args:
         equation: registered name, built with ``parameters`` on its kind of box (periodic, as a rule) of
-            ``dimension`` axes, of ``resolution`` nodes and ``length`` m (one number, or one for each axis), each the equation's usual one
-            unless told otherwise; or an `Equation`, which brings its own grid and parameters.
+            ``dimension`` axes, of ``resolution`` nodes and ``length`` m (one number, or one for each axis), each the
+            equation's usual one unless told otherwise; or an `Equation`, which brings its own grid and parameters.
         path: the store to make. With several ``stored`` sizes it must contain ``{size}``: one store a size.
         trajectories, frames: sizes of the store; frames are ``interval`` s apart (default: the equation's usual
             one), frame 0 at the end of the spin-up. Where nothing moves there is one frame and no interval.
@@ -258,8 +258,8 @@ def simulate(
     if equation.static():
         if frames not in (None, 1) or interval is not None or spin_up:
             raise ValueError(
-                f"{equation.name!r}: found frames={frames}, interval={interval}, spin_up={spin_up}, wanted none of them, "
-                "since nothing moves in this law, so each trajectory is one frame"
+                f"{equation.name!r}: found frames={frames}, interval={interval}, spin_up={spin_up}, wanted none of "
+                "them, since nothing moves in this law, so each trajectory is one frame"
             )
         frames, interval = 1, 1.0
     interval = equation.usual.interval if interval is None else interval

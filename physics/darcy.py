@@ -78,6 +78,9 @@ class Darcy(Equation):
         deviation: Standard deviation of Y, before the cut-off.
         correlation: Length of its covariance, m.
         terms: Of its expansion.
+
+    Attributes:
+        wells: f̄, (y, x), s-1.
     """
 
     variables = ("log_permeability", "pressure")
@@ -114,7 +117,7 @@ class Darcy(Equation):
                 f"darcy: found the grid ({grid}), wanted two even Cartesian axes (y, x) that end at walls "
                 "(Grid.walled_box)"
             )
-        self.source = self.parameters["source"] * (self._square(0) - self._square(-1))
+        self.wells = self.parameters["source"] * (self._square(0) - self._square(-1))
         self._field: KarhunenLoeve | None = None
 
     def rhs(self, u: Tensor) -> Tensor:
@@ -126,7 +129,8 @@ class Darcy(Equation):
         """R = −∇·(K∇p) − f̄, (…, 2, y, x) -> (…, y, x), s-1; its sum is nought whatever the fields."""
         self.check(u)
         y, p = u.unbind(dim=-3)
-        return self.apply(y, p) - self.source.to(u)
+        residual: Tensor = self.apply(y, p) - self.wells.to(u)
+        return residual
 
     def apply(self, y: Tensor, p: Tensor) -> Tensor:
         """A(Y) p = −∇·(K∇p), (…, y, x)."""
@@ -156,7 +160,7 @@ class Darcy(Equation):
         derivative −A⁻¹ ∂A/∂Y p.
         """
         factors = self.factors(y) if factors is None else factors
-        f = self.source.to(y.device)
+        f = self.wells.to(y.device)
         with torch.no_grad():
             p = factors.solve(f.expand(y.shape))
             p = p - factors.solve(self.apply(y.to(torch.float64), p) - f)  # takes away the round-off of the first

@@ -48,11 +48,13 @@ class KarhunenLoeve:
     def modes(self, grid: Grid) -> Tensor:
         """√λₖ φₖ at the nodes of a grid that covers the box, (terms, y, x) float64."""
         y, x = (_cosines(_from_edge(grid, i), length) for i, length in enumerate(self.lengths))
-        return self.eigenvalues.sqrt()[:, None, None] * (y.T @ self.coefficients @ x)
+        modes: Tensor = self.eigenvalues.sqrt()[:, None, None] * (y.T @ self.coefficients @ x)
+        return modes
 
     def draw(self, grid: Grid, xi: Tensor) -> Tensor:
         """G for σ = 1 from ``xi (…, terms)``: (…, y, x) float64."""
-        return torch.tensordot(xi.to(torch.float64), self.modes(grid).to(xi.device), dims=1)
+        field: Tensor = torch.tensordot(xi.to(torch.float64), self.modes(grid).to(xi.device), dims=1)
+        return field
 
 
 def _from_edge(grid: Grid, i: int) -> Tensor:

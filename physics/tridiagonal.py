@@ -59,7 +59,7 @@ class BlockTridiagonal:
             row = b[..., i, :]
             if i:
                 row = row + self.across[..., i - 1, :] * _times(self.inverses[i - 1], y[-1])
-            y.append(row.expand(torch.broadcast_shapes(row.shape, inverse.shape[:-1])))
+            y.append(row + torch.zeros_like(inverse[..., 0]))  # as many as there are systems
         x = [_times(self.inverses[-1], y[-1])]
         for i in range(len(y) - 2, -1, -1):
             x.append(_times(self.inverses[i], y[i] + self.across[..., i, :] * x[-1]))

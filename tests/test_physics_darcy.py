@@ -91,18 +91,18 @@ def test_solving_and_judging_agree_to_round_off():
     again = e.solved(torch.stack((u[:, 0], torch.randn_like(u[:, 1])), 1))
     torch.testing.assert_close(again, u, rtol=0, atol=1e-12)
     worse = torch.stack((u[:, 0], 0.2 * u[:, 1]), 1)
-    assert e.steady(worse).square().mean() > 0.5 * e.source.square().mean()  # a shrunk pressure leaves the source
+    assert e.steady(worse).square().mean() > 0.5 * e.wells.square().mean()  # a shrunk pressure leaves the source
     assert e.invariants(u)["imbalance"].abs().max() < 1e-12
-    torch.testing.assert_close(e.invariants(u)["power"], (e.source * u[:, 1]).mean((-2, -1)))
+    torch.testing.assert_close(e.invariants(u)["power"], (e.wells * u[:, 1]).mean((-2, -1)))
 
 
 @pytest.mark.parametrize("n", [16, 20])
 def test_the_source_is_balanced_on_any_grid(n):
     """Cells that the squares cut through get their share: 10 times the squares' area of 1/64."""
     e = law(n)
-    assert abs(e.source.sum()) < 1e-12
-    torch.testing.assert_close(e.source.clamp(min=0).mean(), torch.tensor(10 / 64, dtype=torch.float64))
-    assert e.source[0, 0] == 10 and e.source[-1, -1] == -10
+    assert abs(e.wells.sum()) < 1e-12
+    torch.testing.assert_close(e.wells.clamp(min=0).mean(), torch.tensor(10 / 64, dtype=torch.float64))
+    assert e.wells[0, 0] == 10 and e.wells[-1, -1] == -10
 
 
 def test_residuals_sum_to_nought_whatever_the_fields():
