@@ -69,11 +69,12 @@ CONTENDERS = (*TRAINED, *DERIVED)
 LAPSE = "latent-corrected"
 
 N_DATA = 96 if quick() else 3072
-SAMPLES = 16 if quick() else 512
-RESOLVED = 4 if quick() else 32  # samples of the finer instrument, which costs 0.1 s each
+SAMPLES = 16 if quick() else 256
+RESOLVED = 4 if quick() else 16  # samples of the finer instrument, which costs 0.1 s each
 MINUTES = {32: 0.03, 64: 0.03} if quick() else {32: 0.75, 64: 1.5}  # of processor time, each contender
+COLOURS = ("cividis", "RdBu_r", "magma")  # of the three rows of a picture
 AUTOENCODER = 0.3  # share of the latent contender's time
-STRENGTH = {"pidm-mean": 1e-5, "pidm-sample": 1e-6, "pbfm": 1.0}
+STRENGTH = {"pidm-mean": 1e-6, "pidm-sample": 1e-7, "pbfm": 1.0}
 OPTIONS = {"batch": 16, "lr": 2e-3, "width": 64, "depth": 6, "time_mean": 0.5}
 
 
@@ -256,11 +257,34 @@ def darcy(n: int, names: list[str], minutes: float) -> tuple[list[Row], list[str
     return rows, notes
 
 
+def picture(case: Case, minutes: float, names: list[str], path: Path) -> None:
+    """The first sample of each contender: log-permeability, pressure, and the size of the residual."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(3, len(names), figsize=(2.1 * len(names), 5.6), layout="constrained", squeeze=False)
+    for j, name in enumerate(names):
+        u = torch.load(case.folder / f"{minutes:g}" / f"{name}-test.pt", weights_only=True)[:1].double()
+        u[:, 1] -= u[:, 1].mean()
+        shown = (u[0, 0], u[0, 1], (case.residual(u)[0].abs() + 1e-8).log10())
+        ranges = ((-2.5, 2.5), (-0.3, 0.3), (-6, 3))
+        for ax, field, (low, high), colours in zip(axes[:, j], shown, ranges, COLOURS, strict=True):
+            image = ax.imshow(field, origin="lower", vmin=low, vmax=high, cmap=colours)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if j == len(names) - 1:
+                figure.colorbar(image, ax=ax, shrink=0.8)
+        axes[0, j].set_title(name, fontsize=9)
+    for ax, label in zip(axes[:, 0], ("ln K", "p, Pa", "log10 of |R| / rms f"), strict=True):
+        ax.set_ylabel(label, fontsize=9)
+    figure.savefig(path, dpi=90)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     stages = ("circle", "darcy32", "darcy64")
     parser.add_argument("--only", nargs="*", choices=stages, default=stages[:2] if quick() else stages)
     parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--picture", type=Path, help="draw the first samples of an earlier run, and nothing else")
     parser.add_argument("--minutes", type=float, help="of processor time, to train each contender of Darcy flow")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -270,7 +294,11 @@ def main() -> None:
             circle.main()
             continue
         n = int(stage.removeprefix("darcy"))
-        rows, notes = darcy(n, list(options.contenders), options.minutes or MINUTES[n])
+        minutes = options.minutes or MINUTES[n]
+        if options.picture:
+            picture(Case(n), minutes, ["data", *options.contenders], options.picture)
+            continue
+        rows, notes = darcy(16 if quick() else n, list(options.contenders), minutes)
         show(rows, record("pidm", rows, (time.perf_counter() - begin) / 60, notes, stage=stage))
 
 

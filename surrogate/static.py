@@ -66,8 +66,9 @@ class StaticGenerator(nn.Module):
         autoencoder: trained, and frozen here.
         width, depth, position, dropout: of the backbone; ``position`` learned static maps tell it where it is.
         sampler, sampling_steps, rho: how samples are drawn, see `sampler`.
-        time_mean: of the logit-normal training times; above 0 there is more noise than signal in the median, which
-            smooth fields want: their large scales are seen through much noise.
+        time_mean, time_std: of the logit-normal training times. Above 0 there is more noise than signal in the median,
+            which smooth fields want: their large scales are seen through much noise. Wider than for other models, since
+            the last steps decide a residual, and are where it is held to the law in training.
     """
 
     mean: Tensor
@@ -84,6 +85,7 @@ class StaticGenerator(nn.Module):
         sampling_steps: int = 16,
         rho: float = 1.0,
         time_mean: float = 0.5,
+        time_std: float = 1.5,
     ) -> None:
         super().__init__()
         if carried := [name for name in autoencoder.heads.names if name in CARRIED]:
@@ -98,13 +100,15 @@ class StaticGenerator(nn.Module):
         self.latent_shape = (c, *latent)
         flags = autoencoder.network.grid.periodic
         self.backbone = Backbone(c, c, flags, width, depth, TIME_FEATURES, latent, position, dropout)
-        self.sampler, self.sampling_steps, self.rho, self.time_mean = sampler, sampling_steps, rho, time_mean
+        self.sampler, self.sampling_steps, self.rho = sampler, sampling_steps, rho
+        self.time_mean, self.time_std = time_mean, time_std
         ones = torch.ones(c, *(1,) * len(latent))
         self.register_buffer("mean", 0 * ones)
         self.register_buffer("scale", ones.clone())
         self.config: Mapping[str, Any] = {
             "width": width, "depth": depth, "position": position, "dropout": dropout, "sampler": sampler,
             "sampling_steps": sampling_steps, "rho": rho, "time_mean": time_mean,
+            "time_std": time_std,
         }  # fmt: skip
 
     @property
@@ -148,7 +152,7 @@ class StaticGenerator(nn.Module):
         """
         with torch.no_grad():
             x = self.standardised(u)
-        t = logit_normal(len(u), generator, mean=self.time_mean).to(u)
+        t = logit_normal(len(u), generator, mean=self.time_mean, std=self.time_std).to(u)
         epsilon = torch.randn(x.shape, generator=generator).to(u)
         denoiser = self.denoiser()
         if physics is None:
