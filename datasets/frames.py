@@ -77,6 +77,8 @@ def clock_of(
 
 def _numeric(times: xr.DataArray, interval: float | None, told: str | None) -> tuple[Clock | None, list[Problem]]:
     units = told or str(times.attrs.get("units", "1"))
+    if interval is None and times.size == 1 and str(times.attrs.get("static")) == "true":
+        return Clock(1.0, units, None), []  # fields that do not move: no interval is there to be measured, or needed
     if interval is not None:
         return Clock(float(interval), units, None), _disagreement(times, interval, units, None)
     try:

@@ -6,6 +6,9 @@ more coarser grids by *Fourier truncation*: û(k) is kept for |k_j| < n_j/2 and 
 stored field is the exact large-scale part of a resolved solution (and loses nothing where the spectrum has
 decayed before the cut-off).
 
+A law in which nothing moves (`Equation.static`, such as Darcy flow) gives samples instead: trajectory k is one draw of
+`Equation.initial`, a single frame on the law's own grid.
+
 Trajectory k depends on (seed, k) and on nothing else: its generator is seeded from numpy's
 ``SeedSequence([seed, k])``, and trajectories that share a batch do not share anything but the machine's time.
 The bits are those of the processor and its libraries; another machine agrees to round-off, which chaos then
@@ -158,7 +161,12 @@ def _template(run: _Run, trajectories: int, shape: tuple[int, ...], attrs: Mappi
         "time": (
             "time",
             np.arange(run.frames) * run.interval,
-            {"units": "s", "axis": "T", "long_name": "time since the end of the spin-up"},
+            {"units": "s", "axis": "T"}
+            | (
+                {"long_name": "one frame, since nothing moves", "static": "true"}
+                if run.equation.static()
+                else {"long_name": "time since the end of the spin-up"}
+            ),
         ),
     }
     for a in grid.axes:
@@ -176,6 +184,8 @@ def _template(run: _Run, trajectories: int, shape: tuple[int, ...], attrs: Mappi
 def _stored_shapes(grid: Grid, stored: int | Sequence[int] | None) -> tuple[tuple[int, ...], ...]:
     if stored is None:
         return (grid.shape,)
+    if not all(grid.periodic):
+        raise ValueError(f"found stored={stored} between walls, wanted None: Fourier truncation needs periodic axes")
     shapes = []
     for n in (stored,) if isinstance(stored, int) else tuple(stored):
         shape = tuple(m * n // grid.shape[-1] for m in grid.shape)
@@ -193,7 +203,7 @@ def simulate(
     path: str | Path,
     *,
     trajectories: int,
-    frames: int,
+    frames: int | None = None,
     interval: float | None = None,
     resolution: int | Sequence[int] | None = None,
     length: float | Sequence[float] | None = None,
@@ -202,7 +212,7 @@ def simulate(
     spin_up: float | None = None,
     seed: int = 0,
     parameters: Mapping[str, Any] | None = None,
-    shard: int = 1,
+    shard: int | None = None,
     chunk: int | None = None,
     batch: int = 1,
     device: str = "cpu",
@@ -215,16 +225,16 @@ def simulate(
     """Solves random trajectories of an equation and writes them as zarr v3 stores.
 
     Args:
-        equation: registered name, built with ``parameters`` on a periodic box of ``dimension`` axes, of
-            ``resolution`` nodes and ``length`` m (one number, or one for each axis), each the equation's usual one
-            unless told otherwise; or an `Equation`, which brings its own grid and parameters.
+        equation: registered name, built with ``parameters`` on its kind of box (periodic, as a rule) of
+            ``dimension`` axes, of ``resolution`` nodes and ``length`` m (one number, or one for each axis), each the
+            equation's usual one unless told otherwise; or an `Equation`, which brings its own grid and parameters.
         path: the store to make. With several ``stored`` sizes it must contain ``{size}``: one store a size.
         trajectories, frames: sizes of the store; frames are ``interval`` s apart (default: the equation's usual
-            one), frame 0 at the end of the spin-up.
+            one), frame 0 at the end of the spin-up. Where nothing moves there is one frame and no interval.
         stored: nodes along the last axis after Fourier truncation; other axes keep their ratio. None: the
             reference.
         spin_up: s, default the equation's own ``spin_up_time``.
-        shard: trajectories in one shard file, the unit that a resume redoes.
+        shard: trajectories in one shard file, the unit that a resume redoes; default 1, or 64 where nothing moves.
         chunk: frames in one chunk, default about a megabyte.
         batch: trajectories advanced together: 1 is best on a CPU, many on a GPU.
         dtype: precision of the solver; the store is float32.
@@ -245,7 +255,17 @@ def simulate(
         equation = build(equation, grid, **(parameters or {}))
     elif parameters:
         raise ValueError("parameters belong to a named equation; an Equation instance brings its own")
+    if equation.static():
+        if frames not in (None, 1) or interval is not None or spin_up:
+            raise ValueError(
+                f"{equation.name!r}: found frames={frames}, interval={interval}, spin_up={spin_up}, wanted none of "
+                "them, since nothing moves in this law, so each trajectory is one frame"
+            )
+        frames, interval = 1, 1.0
     interval = equation.usual.interval if interval is None else interval
+    shard = (64 if equation.static() else 1) if shard is None else shard
+    if frames is None:
+        raise ValueError(f"{equation.name!r}: found no number of frames, wanted one")
     if interval is None:
         raise ValueError(f"{equation.name!r} has no usual interval; say how far apart the frames are, in s")
     for name, n in {"trajectories": trajectories, "frames": frames, "shard": shard, "batch": batch}.items():
@@ -313,10 +333,12 @@ def _open(
     }
     from .. import __version__
 
+    size = "x".join(map(str, shape))
     attrs = {
         "Conventions": "CF-1.11",
         "title": _title(e, trajectories),
-        "source": f"lapse {__version__}: {e!r}, Fourier truncation to {'x'.join(map(str, shape))}",
+        "source": f"lapse {__version__}: {e!r}, "
+        + (f"on {size}" if e.static() else f"Fourier truncation to {size}"),
         "history": f"lapse {__version__} simulate",
         "equation": e.name,
         "parameters": json.dumps(e.parameters),

@@ -45,12 +45,14 @@ class Usual:
         length: Side of the box, in m.
         resolution: Nodes a side.
         interval: Time between frames, in s; None if there is none worth proposing.
+        walls: Whether the box ends at walls instead of being periodic.
     """
 
     dimension: int = 2
     length: float = 2 * math.pi
     resolution: int = 64
     interval: float | None = None
+    walls: bool = False
 
     def grid(
         self,
@@ -71,7 +73,7 @@ class Usual:
         d = self.dimension if dimension is None else dimension
         if d not in (1, 2, 3):
             raise ValueError(f"found dimension={d}, wanted 1, 2 or 3")
-        return Grid.periodic_box(
+        return (Grid.walled_box if self.walls else Grid.periodic_box)(
             self.resolution if resolution is None else resolution,
             self.length if length is None else length,
             ("z", "y", "x")[-d:],
@@ -132,6 +134,11 @@ class Equation(ABC):
     @abstractmethod
     def rhs(self, u: Tensor) -> Tensor:
         """du/dt, same shape as u."""
+
+    @classmethod
+    def static(cls) -> bool:
+        """Whether no variable has a rate of change: fields of such a law do not move, they only obey it."""
+        return set(cls.algebraic) == set(cls.variables)
 
     @property
     def dt(self) -> float:
@@ -276,6 +283,7 @@ SHIPPED = {  # name -> module of this folder
         "advection_diffusion",
         "allen_cahn",
         "burgers",
+        "darcy",
         "gray_scott",
         "heat",
         "kdv",

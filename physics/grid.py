@@ -241,17 +241,28 @@ class Grid:
             names: Names of the axes, in array order; their number is the dimension of the box.
             units: Units of every axis.
         """
-        sizes = (n,) * len(names) if isinstance(n, int) else tuple(n)
-        lengths = tuple(length) if isinstance(length, Sequence) else (float(length),) * len(names)
-        if not len(sizes) == len(lengths) == len(names):
-            raise ValueError(
-                f"periodic box: found {len(sizes)} sizes and {len(lengths)} lengths, wanted one for each "
-                f"of the axes {tuple(names)}"
-            )
         return Grid(
             tuple(
                 Axis(name, tuple(i * L / m for i in range(m)), units, periodic=True)
-                for name, m, L in zip(names, sizes, lengths, strict=True)
+                for name, m, L in _box("periodic box", n, length, names)
+            )
+        )
+
+    @staticmethod
+    def walled_box(
+        n: int | Sequence[int],
+        length: float | Sequence[float] = 1.0,
+        names: Sequence[str] = ("y", "x"),
+        units: str = "m",
+    ) -> "Grid":
+        """Evenly spaced box (0, length) between walls: n cells along each axis, whose outer faces are the walls.
+
+        Args: as :meth:`periodic_box`.
+        """
+        return Grid(
+            tuple(
+                Axis(name, tuple((i + 0.5) * L / m for i in range(m)), units)
+                for name, m, L in _box("walled box", n, length, names)
             )
         )
 
@@ -261,3 +272,17 @@ class Grid:
             return f"{a.name}: {a.size} nodes, {ends}, {'periodic' if a.periodic else 'bounded'}"
 
         return "; ".join(show(a) for a in self.axes)
+
+
+def _box(
+    kind: str, n: int | Sequence[int], length: float | Sequence[float], names: Sequence[str]
+) -> list[tuple[str, int, float]]:
+    """(name, nodes, length) of every axis."""
+    sizes = (n,) * len(names) if isinstance(n, int) else tuple(n)
+    lengths = tuple(length) if isinstance(length, Sequence) else (float(length),) * len(names)
+    if not len(sizes) == len(lengths) == len(names):
+        raise ValueError(
+            f"{kind}: found {len(sizes)} sizes and {len(lengths)} lengths, wanted one for each of the axes "
+            f"{tuple(names)}"
+        )
+    return list(zip(names, sizes, lengths, strict=True))

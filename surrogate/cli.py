@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 _EQUATIONS = (
     "equations: advection_diffusion, allen_cahn, burgers, gray_scott, heat, kdv, kolmogorov, kuramoto_sivashinsky, "
-    "shallow_water"
+    "shallow_water; and darcy, in which nothing moves: trajectories are samples of one frame"
 )
 
 _PARTS = """\
@@ -144,7 +144,7 @@ def _simulate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     verb.add_argument("equation", metavar="EQUATION", help="registered name, such as kolmogorov")
     verb.add_argument("out", metavar="OUT", help="zarr store to make")
     verb.add_argument("--trajectories", type=int, default=16, metavar="N", help="independent runs (default 16)")
-    verb.add_argument("--frames", type=int, default=100, metavar="N", help="frames of each (default 100)")
+    verb.add_argument("--frames", type=int, metavar="N", help="frames of each (default 100; darcy 1)")
     verb.add_argument(
         "--interval",
         type=float,
@@ -161,7 +161,7 @@ def _simulate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="N",
         help="nodes a side of the store, after Fourier truncation (default: the solver's)",
     )
-    verb.add_argument("--length", type=float, metavar="M", help="side of the periodic box, in m (default: usual)")
+    verb.add_argument("--length", type=float, metavar="M", help="side of the box, in m (default: usual)")
     verb.add_argument("--spin-up", type=float, metavar="S", help="time before frame 0, in s (default: the equation's)")
     verb.add_argument(
         "--parameter",

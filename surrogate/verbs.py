@@ -47,16 +47,19 @@ def simulate(options: Namespace) -> None:
     from ..datasets.simulate import simulate as make
     from ..physics.equation import lookup
 
-    interval = options.interval or lookup(options.equation).usual.interval
+    law = lookup(options.equation)
+    interval = options.interval or law.usual.interval
+    frames = 100 if options.frames is None and not law.static() else options.frames
     (path,) = make(
-        options.equation, options.out, trajectories=options.trajectories, frames=options.frames,
-        interval=interval, resolution=options.resolution, length=options.length, dimension=options.dimension,
+        options.equation, options.out, trajectories=options.trajectories, frames=frames,
+        interval=options.interval, resolution=options.resolution, length=options.length, dimension=options.dimension,
         stored=options.stored, spin_up=options.spin_up, seed=options.seed,
         parameters=dict(options.parameter), batch=options.batch, device=options.device,
         scheduler="processes" if options.workers else None, workers=options.workers, resume=options.resume,
         progress=not options.quiet,
     )  # fmt: skip
-    print(f"{path}: {options.trajectories} trajectories of {options.frames} frames, {interval:g} s apart")
+    what = "samples" if law.static() else f"trajectories of {frames} frames, {interval:g} s apart"
+    print(f"{path}: {options.trajectories} {what}")
 
 
 def train(options: Namespace) -> None:
