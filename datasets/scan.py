@@ -70,6 +70,7 @@ class Scan:
 def blocks(array: xr.DataArray, space: Sequence[str], limit: int = BLOCK) -> Iterator[tuple[dict[str, int], Any]]:
     """Runs of frames ({leading dim: first index}, values (n, *space)), loaded one at a time, in order."""
     leading = [str(d) for d in array.dims if d not in space]
+    leading.sort(key=lambda d: array.sizes[d] > 1)  # stable: a dimension of one goes first, so that runs are long
     array = array.transpose(*leading, *space)
     if not leading:
         yield {}, array.values[None]

@@ -348,11 +348,13 @@ def _open(
     }
     frame = 4 * math.prod(shape)
     in_chunk = min(run.frames, chunk or max(1, CHUNK_BYTES // frame))
+    # Single frames are read by the shard: one chunk each would take longer to open than to make.
+    together = shard if e.static() else 1
     return ShardedWriter.create(
         path,
         _template(run, trajectories, shape, attrs),
         shards={"trajectory": shard},
-        chunks={"trajectory": 1, "time": in_chunk},
+        chunks={"trajectory": together, "time": in_chunk},
         identity=call,
         resume=resume,
         grow=("trajectory",),
