@@ -269,8 +269,7 @@ def main() -> None:
         "statistics": lambda: scale(model, start, "statistics", options.members, steps) + online(options.members),
     }
     ratio = model.emulator.autoencoder.network.compression
-    smaller = f"{2 * ratio:.3g} times, of which float16 is a half"
-    note = f"the latents hold {ratio:.3g} times fewer numbers than the fields: smaller by {smaller}"
+    note = f"latents hold {ratio:.3g} times fewer numbers than fields, and float16 halves them: {2 * ratio:.3g} times"
     try:
         for name in options.only:
             begin = time.perf_counter()
