@@ -30,7 +30,9 @@ def saturate(z: Tensor, bound: float = 5.0) -> Tensor:
     """
     # The eighth power of a large finite number overflows, and z·0 would turn it into a harmless looking zero.
     y = z.clamp(-10 * bound, 10 * bound)
-    return torch.where(z.isfinite(), y * (1 + (y / bound) ** 8) ** -0.125, z)
+    # Squares and roots, since a power rounds by where in memory a number lies: a member would depend on its batch.
+    root = (1 + (y / bound).square().square().square()).sqrt().sqrt()
+    return torch.where(z.isfinite(), y * torch.rsqrt(root), z)
 
 
 class _Grid:

@@ -135,8 +135,11 @@ def load_certificates(path: Path, weights_hash: str) -> dict[str, Certificate]:
     """Read what `save_certificates` wrote, by mode; empty where there is no file, or one of other weights."""
     told: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     found = [] if told.get("sha256") != weights_hash else told["certificates"]
-    tuples = [{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()} for one in found]
-    return {one["mode"]: Certificate(**one) for one in tuples}
+    certificates: dict[str, Certificate] = {}
+    for one in found:
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
+        certificates[one["mode"]] = Certificate(**values)
+    return certificates
 
 
 def bins(leads: int) -> tuple[int, ...]:

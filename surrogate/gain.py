@@ -43,7 +43,7 @@ class SpectralGain(nn.Module):
         """
         channels, dims = self.inverse.shape[-3], tuple(range(2, 2 + len(self.latent)))
         z = torch.zeros(channels + 3, channels, *self.latent).to(self.inverse)
-        z[(torch.arange(channels), torch.arange(channels), *(0,) * len(self.latent))] = 1.0
+        z.flatten(2)[torch.arange(channels), torch.arange(channels), 0] = 1.0
         z[-3:-1] = torch.randn(z[-3:-1].shape, generator=torch.Generator().manual_seed(0)).to(z)
         r = forward(torch.cat([z, z[-3:-2] + z[-2:-1]]))
         r, both = r[:-1] - r[-2], r[-1] - r[-2]
@@ -67,4 +67,5 @@ class SpectralGain(nn.Module):
         kind = torch.complex128 if x.dtype == torch.float64 else torch.complex64
         waves = torch.fft.rfftn(x, dim=dims).movedim(1, -1)
         moved = torch.einsum("...oi,b...i->b...o", multiplier.to(kind), waves)
-        return torch.fft.irfftn(moved.movedim(-1, 1), s=self.latent, dim=dims)
+        back: Tensor = torch.fft.irfftn(moved.movedim(-1, 1), s=self.latent, dim=dims)
+        return back

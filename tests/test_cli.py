@@ -150,7 +150,6 @@ ERRORS = {
     "forecast model sim.zarr --select trajectory=0 --steps 2 --out bad/fc.nc": "the folder of bad/fc.nc failed",
     "score fc.nc sim.zarr --select trajectory=7": "--select: Index 7 is out of bounds",
     "score fc.nc sim.zarr --select path=7": "--select path: found no such dimension; wanted one of",
-    "score sim.zarr sim.zarr": "lead_time",
     "simulate kolmogorof a.zarr --interval 1": "found no equation 'kolmogorof'",
     "simulate kolmogorof a.zarr": "wanted one of ['advection_diffusion', 'allen_cahn', ",
     "simulate burgers a.zarr --dimension 2": "wanted one periodic axis (x)",

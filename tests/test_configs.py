@@ -86,7 +86,7 @@ def test_stages_have_what_they_ask_for(group: str, choice: str) -> None:
         options = training[name]
         assert {"steps", "batch", "lr", "cpu_minutes"} | needs.get(name, set()) <= set(options), name
         assert options["steps"] >= 1 and options["batch"] >= 1 and 0 < options["lr"] < 1
-        begins = [share for share, _ in options.get("unroll", [[0.0, 1]])]
+        begins = [share for share, *_ in options.get("unroll", [[0.0, 1]])]
         assert begins[0] == 0 and begins == sorted(begins) and begins[-1] < 1
     assert 0 < training["ema"] < 1 and training["every"] >= 1
     assert training["fast"]["members"] >= 2 and 0 <= training["fast"]["alpha"] <= 1
