@@ -226,6 +226,11 @@ def _forecast(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     verb.add_argument("--resume", action="store_true", help="continue a zarr store, also with more members")
     verb.add_argument(
+        "--correct",
+        choices=("solver", "operator"),
+        help="move every frame towards what the equation makes of the one before, where that was found to help",
+    )
+    verb.add_argument(
         "--certify",
         nargs="?",
         const=1.0,

@@ -105,7 +105,7 @@ def forecast(options: Namespace) -> None:
     fc = model.forecast(
         ds, options.steps, options.members, seed=options.seed, init_times=starts, mode=options.mode,
         store=out if kind == ".zarr" else None, resume=options.resume, batch_size=options.batch_size,
-        certify=options.certify, progress=not options.quiet,
+        correct=options.correct, certify=options.certify, progress=not options.quiet,
     )  # fmt: skip
     if kind == ".nc":
         write_netcdf(fc, out)

@@ -19,6 +19,7 @@ PROMISED = {
     "operators": ["3.1 order of finite differences 6", "3.1 order of the sphere", "3.1 spectral laplacian"],
     "physics": ["3.1 KdV soliton: order of the hermite", "3.1 burgers: right-hand side against", "3.1 burgers: least"],
     "pidm": ["4 circle: residual, pidm sample / plain", "4 darcy 16², 0.03 CPU min: residual, plain-corrected / plain"],
+    "residual": ["3.7 crps, corrected by the solver", "3.5 shifted forcing", "3.6 90 % bound holds", "3.5 spearman"],
     "shock": ["3.2 dam break, stoker: weak residual", "3.2 dam break, ritter: drifting", "3.2 dam break, stoker: ent"],
     "speed": ["2.2 pixel crps / fast decoded", "2.2 import lapse loads"],
     "forecast": ["2.1 rmse of fast's mean / best", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],

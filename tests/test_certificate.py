@@ -33,7 +33,7 @@ PARAMETERS = {"viscosity": 0.05, "drag": 0.1, "forcing": 1.0, "wavenumber": 2.0}
 SPEC = FieldSpec(
     (Variable("vorticity", "s-1"),), Grid.periodic_box(16), 0.2, "s", parameters=PARAMETERS, equation="kolmogorov"
 )
-LEADS = 6
+LEADS = 5
 
 
 @cache
@@ -61,7 +61,7 @@ def solver(spec: FieldSpec = SPEC) -> Model:
 def states(count: int, seed: int = 0, forcing: float = 1.0) -> Tensor:
     """Series of two frames within the climate, (count, 2, C, *space)."""
     flow = law(SPEC, {"forcing": forcing})
-    u = flow.spin_up(torch.Generator().manual_seed(seed), count, duration=12.0)
+    u = flow.spin_up(torch.Generator().manual_seed(seed), count, duration=8.0)
     return torch.stack([u, flow.advance(u, SPEC.interval)], dim=1)
 
 
@@ -74,7 +74,7 @@ def analyses(u: Tensor, **parameters: float) -> xr.Dataset:
 
 @cache
 def certificate() -> Certificate:
-    return calibrate(solver(), states(60), leads=LEADS)
+    return calibrate(solver(), states(40), leads=LEADS)
 
 
 def certified() -> Model:
@@ -120,8 +120,8 @@ def test_bins_double_and_end_with_the_last_lead() -> None:
 
 def test_the_bound_holds_nine_times_in_ten() -> None:
     model = certified()
-    ds = analyses(states(40, seed=1)[:, 0])
-    fc = model.forecast(ds, LEADS, 3, init_times="all", certify=True, progress=False)
+    ds = analyses(states(20, seed=1)[:, 0])
+    fc = model.forecast(ds, LEADS, 2, init_times="all", certify=True, progress=False)
     assert fc["residual"].dims == fc["certified"].dims == ("init_time", "member", "lead_time")
     edges = certificate().edges
     for a, b in pairwise(edges):
@@ -141,7 +141,7 @@ def test_the_bound_holds_nine_times_in_ten() -> None:
 @pytest.mark.parametrize("other", [{"forcing": 1.5}, {"viscosity": 0.035}])
 def test_other_physics_is_flagged(other: dict[str, float]) -> None:
     flow = law(SPEC, other)
-    u = flow.spin_up(torch.Generator().manual_seed(2), 4, duration=12.0)
+    u = flow.spin_up(torch.Generator().manual_seed(2), 4, duration=8.0)
     with pytest.warns(UserWarning, match="certified are only 0%"):
         fc = certified().forecast(analyses(u, **other), LEADS, 2, init_times="all", certify=True, progress=False)
     assert float(fc["certified"].mean()) < 0.05
@@ -217,7 +217,7 @@ def test_what_cannot_be_certified_is_refused() -> None:
     with pytest.raises(ValueError, match="keep='fields'"):
         certified().forecast(ds, 2, 2, certify=True, keep="statistics", progress=False)
     with pytest.raises(ValueError, match="at least 20"):
-        calibrate(solver(), states(60)[:10])
+        calibrate(solver(), states(40)[:10])
 
 
 def test_a_model_is_calibrated_on_a_dataset_with_trajectories() -> None:
