@@ -17,8 +17,9 @@ from lapse.datasets.simulate import simulate
 from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.constraints import divergence
 from lapse.physics.grid import Grid
-from lapse.surrogate.card import gather, law
+from lapse.surrogate.card import gather
 from lapse.surrogate.emulator import Emulator
+from lapse.surrogate.law import law
 from lapse.surrogate.noise import member_generator
 from lapse.surrogate.package import build, load
 from lapse.surrogate.rollout import repeat_state, rollout
@@ -35,7 +36,7 @@ def compression() -> list[Row]:
     simulate("kolmogorov", config["data"]["path"], trajectories=80, frames=100, interval=0.2, resolution=64, stored=64,
              spin_up=20.0, seed=1, shard=4, batch=4, resume=True)  # fmt: skip
     model, data = load("kolmogorov64"), field_data(config)
-    figures = assess(model.emulator.autoencoder, gather(data, "train", 6000), gather(data, "test", 400), law(model),
+    figures = assess(model.emulator.autoencoder, gather(data, "train", 6000), gather(data, "test", 400), law(model.spec),
                      starts(data, "test", 2, 8))  # fmt: skip
     error, pca = figures["vrmse"]["vorticity"], figures["pca"]["vorticity"]
     rows = [
