@@ -11,6 +11,7 @@ linear maps of three latent cells a side.
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import contenders
@@ -62,16 +63,14 @@ CODES: dict[int, dict[str, list[str]]] = {
 }
 
 
-def train(name: str, size: int, minutes: float) -> tuple[Emulator, FieldData]:
+def train(overrides: list[str], size: int, minutes: float, path: Path, folder: Path) -> tuple[Emulator, FieldData]:
     """A code and its mean net; finished stages are read from an earlier run."""
-    overrides = CODES[size][name]
-    path = ROOT / "data" / f"kolmogorov{size}.zarr"
-    config = compose([*contenders.settings(size, path, "pixel-mean"), *overrides, "seed=0"])
+    small = ["emulator.width=8", *(["autoencoder.width=8"] if overrides else [])] if quick() else []
+    config = compose([*contenders.settings(size, path, "pixel-mean"), *overrides, *small, "seed=0"])
     torch.manual_seed(0)
     data = field_data(config)
     emulator = new_emulator(config, data)
-    share = contenders.LATENT[size] if overrides else 0.0
-    folder = WORK / f"{size}-{minutes:g}" / name.replace(", ", "-").replace(" ", "_")
+    share = contenders.LATENT.get(size, contenders.LATENT[64]) if overrides else 0.0
     for stage, part in (("autoencoder", share), ("mean", 1 - share)):
         if part:
             options = {**config["training"][stage], "steps": 10**7, "cpu_minutes": part * minutes}
@@ -79,7 +78,7 @@ def train(name: str, size: int, minutes: float) -> tuple[Emulator, FieldData]:
                 stage, emulator, options, data, folder / stage, {**config["trainer"], "enable_progress_bar": False},
                 shift=shifts(config, data.spec)(0), seed=0, ema=config["training"]["ema"], every=10**6,
             )  # fmt: skip
-            print(f"{name}: {stage}, {summary['steps']} steps", flush=True)
+            print(f"{folder.name}: {stage}, {summary['steps']} steps", flush=True)
     return emulator.eval(), data
 
 
@@ -109,24 +108,27 @@ def measure(emulator: Emulator, data: FieldData, u: Tensor, phase: Tensor) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, choices=sorted(CODES))
-    parser.add_argument("--minutes", type=float, default=3.0, help="training budget of a code, processor minutes")
+    default = 0.02 if quick() else 3.0
+    parser.add_argument("--minutes", type=float, default=default, help="training budget of a code, processor minutes")
     parser.add_argument("--only", nargs="+", help="codes whose name contains one of these")
     options = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
     label = f"{options.size}², {options.minutes:g} CPU min"
     rows: list[Row] = []
-    for name in CODES[options.size]:
-        done = WORK / f"{options.size}-{options.minutes:g}" / f"{name.replace(', ', '-').replace(' ', '_')}.json"
+    path, size = contenders.prepare(options.size, WORK)
+    work = WORK / ("quick" if quick() else f"{size}-{options.minutes:g}")
+    for name, overrides in CODES[options.size].items():
+        folder = work / name.replace(", ", "-").replace(" ", "_")
+        done = folder / "figures.json"
         wanted = not options.only or any(part in name for part in options.only)
         if wanted and not done.exists():
-            emulator, data = train(name, options.size, options.minutes)
-            done.write_text(json.dumps(measure(emulator, data, *starts(data, "val", 1 + LEADS[-1], 16))))
+            emulator, data = train(overrides, size, options.minutes, path, folder)
+            windows = starts(data, "val", 1 + LEADS[-1], 2 if quick() else 16)
+            done.write_text(json.dumps(measure(emulator, data, *windows)))
         if done.exists():
             for what, value in json.loads(done.read_text()).items():
                 rows.append(Row(f"2.1 code {name}: {what}, {label}", value, None, None, "ms" if "ms" in what else "σ"))
-    if quick():
-        return
     show(rows, record("codes", rows, (time.perf_counter() - begin) / 60, stage=label))
 
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lapse.datasets.datamodule import FieldData
+from lapse.datasets.simulate import simulate
 from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.rollout import repeat_state, rollout
 from lapse.surrogate.stages import run_stage
 from lapse.surrogate.train import compose, field_data, new_emulator, shifts
-from record import quick
+from record import ROOT, quick
 
 # Initial states (M, C, *space) in physical units, a generator for each member, and the number of frames.
 Forecaster = Callable[[Tensor, Sequence[torch.Generator], int], Iterator[Tensor]]
@@ -89,8 +90,30 @@ def budget(name: str, size: int) -> dict[str, float]:
 
 def recipe(name: str, size: int, minutes: float) -> str:
     """A hash of all that was decided about a contender: scores of another recipe are not its scores."""
-    given = [DATA.get(size), settings(size, Path("data"), name), budget(name, size), minutes]
+    return _hash([DATA.get(size), settings(size, Path("data"), name), budget(name, size), minutes])
+
+
+def common(name: str, size: int, minutes: float, stage: str) -> str:
+    """A hash of all that was decided about a stage that contenders share."""
+    kinds = ("data.", "autoencoder", "emulator.width", "emulator.depth", "emulator.position", "training.autoencoder")
+    kinds = (*kinds, "training.mean") if stage == "mean" else kinds
+    given = [s for s in settings(size, Path("data"), name) if s.startswith(kinds)]
+    shares = {k: v for k, v in budget(name, size).items() if k in ("autoencoder", stage)}
+    return _hash([DATA.get(size), given, shares, minutes])
+
+
+def _hash(given: list[Any]) -> str:
     return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:12]
+
+
+def prepare(size: int, folder: Path) -> tuple[Path, int]:
+    """The data of that size, made where it is missing, and its size; under QUICK=1 a small one in ``folder``."""
+    path, plan = ROOT / "data" / f"kolmogorov{size}.zarr", DATA[size]
+    if quick():
+        small = {"trajectories": 10, "frames": 30, "spin_up": 2.0, "resolution": 32, "stored": 32}
+        path, plan, size = folder / "quick.zarr", plan | small | {"parameters": {"viscosity": 0.05}}, 32
+    simulate("kolmogorov", path, seed=1, shard=2 if quick() else 4, batch=4, resume=True, **plan)
+    return path, size
 
 
 def train(
@@ -107,8 +130,9 @@ def train(
     for index, (stage, share) in enumerate(budget(name, size).items()):
         options = {**config["training"][stage], "steps": 10**7, "cpu_minutes": share * minutes}
         # What contenders have in common is trained once and charged to each.
-        common = stage in ("autoencoder", "mean") and CONTENDERS[name]["autoencoder"] == "convolutional"
-        where = folder.parent / f"shared-{seed}" / stage if common else folder / stage
+        shared = stage in ("autoencoder", "mean") and CONTENDERS[name]["autoencoder"] == "convolutional"
+        alike = f"{stage}-{seed}-{common(name, size, minutes, stage)}"
+        where = folder.parent / alike if shared else folder / stage
         steps_by_stage[stage] = run_stage(
             stage, emulator, options, data, where, {**config["trainer"], "enable_progress_bar": False},
             shift=shifts(config, data.spec)(seed + index), seed=seed + index, ema=config["training"]["ema"], every=500,

@@ -24,11 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import CONTENDERS, DATA, Forecaster, NoisyInput, recipe, train
+from contenders import CONTENDERS, DATA, Forecaster, NoisyInput, prepare, recipe, train
 from torch import Tensor
 
 from lapse.datasets.datamodule import FieldData
-from lapse.datasets.simulate import simulate
 from lapse.physics.spectrum import band_power
 from lapse.surrogate.metrics import central_coverage, fair_crps, rank, spread_factor
 from lapse.surrogate.noise import member_generator
@@ -111,7 +110,8 @@ def contend(name: str, size: int, seed: int, minutes: float, data_path: Path) ->
     if done.exists() and (found := dict(json.loads(done.read_text())))["recipe"] == recipe(name, size, minutes):
         return found
     begin = time.process_time()
-    forecast, data, steps, _ = train(name, size, seed, minutes, data_path, WORK / label / f"{name}-{seed}")
+    folder = WORK / label / f"{name}-{seed}-{recipe(name, size, minutes)}"
+    forecast, data, steps, _ = train(name, size, seed, minutes, data_path, folder)
     if isinstance(forecast, NoisyInput):
         validation, crps = starts(data, "val", 1 + LEADS, 6)[0], {}
         for forecast.noise in (0.005, 0.01, 0.02, 0.05):
@@ -212,12 +212,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    plan, size = DATA[options.size], options.size
-    data_path = ROOT / "data" / f"kolmogorov{size}.zarr"
-    if quick():
-        small = {"trajectories": 10, "frames": 30, "spin_up": 2.0, "resolution": 32, "stored": 32}
-        data_path, plan, size = WORK / "quick.zarr", plan | small | {"parameters": {"viscosity": 0.05}}, 32
-    simulate("kolmogorov", data_path, seed=1, shard=2 if quick() else 4, batch=4, resume=True, **plan)
+    data_path, size = prepare(options.size, WORK)
     scores: Scores = {}
     for seed in options.seeds:
         for name in options.only:

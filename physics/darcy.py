@@ -194,13 +194,6 @@ class Darcy(Equation):
         y = y.to(dtype).to(torch.float64)
         return torch.stack((y, self.pressure(y)), dim=-3).to(dtype)
 
-    def step(self, u: Tensor, dt: float) -> Tensor:
-        """There is none: raises NotImplementedError."""
-        raise NotImplementedError(
-            "darcy: found no time step, wanted `steady`, the residual of a state (nothing moves in this law), or "
-            "`solved`, the state with the pressure that its permeability asks for"
-        )
-
     def invariants(self, u: Tensor) -> dict[str, Tensor]:
         """Means in float64: ``pressure`` ⟨p⟩ (Pa), nought; ``power`` ⟨K|∇p|²⟩ (Pa s-1), what the flow dissipates, and
         ``imbalance`` of it, ⟨p R⟩/⟨|p|⟩ (s-1), nought for a solution."""

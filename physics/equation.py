@@ -156,7 +156,17 @@ class Equation(ABC):
         return self._dt
 
     def step(self, u: Tensor, dt: float) -> Tensor:
-        """State after one time step of length dt, whatever its stability. By default classical Runge–Kutta."""
+        """State after one time step of length dt, whatever its stability. By default classical Runge–Kutta.
+
+        A law with :attr:`algebraic` variables judges states and does not advance them: NotImplementedError.
+        """
+        if self.algebraic:
+            still = ", ".join(self.algebraic)
+            why = "nothing moves in this law" if self.static() else f"{still} has no rate of change"
+            raise NotImplementedError(
+                f"{self.name}: found no time step, since {why}; wanted the strong or steady residual of given states, "
+                "or another form of the law"
+            )
         return rk4(u, self.rhs, dt)
 
     def invariants(self, u: Tensor) -> dict[str, Tensor]:

@@ -218,13 +218,6 @@ class NavierStokes(Equation):
             "divergence": self.mean(div(w, self.grid, self.accuracy) ** 2),
         }
 
-    def step(self, u: Tensor, dt: float) -> Tensor:
-        """There is none: raises NotImplementedError."""
-        raise NotImplementedError(
-            "navier_stokes: found no time step, wanted the strong or steady residual (velocity and pressure are "
-            "judged, not advanced; on a periodic box solve 'kolmogorov', the same law in vorticity form)"
-        )
-
     # As a balance: ∂(u, v, 0)/∂t + ∇·(u u + p, …) = ∇²(νu, νv, 0) + F − μu, which holds where ∇·u = 0.
 
     def conserved(self, u: Tensor) -> Tensor:

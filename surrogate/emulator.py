@@ -27,7 +27,6 @@ from ..physics.equation import Equation
 from .backbone import Backbone, fourier_features
 from .correction import Correction
 from .denoiser import PreconditionedDenoiser
-from .gain import SpectralGain
 from .propagator import Propagator
 from .residual import ResidualOperator
 from .sampler import SAMPLERS
@@ -124,7 +123,7 @@ class Emulator(nn.Module):
         self.correction = Correction(autoencoder) if "correction" in parts else None
         shared = position == 0
         self.propagator = Propagator(c, latent, flags, history, shared=shared, **linear) if linear is not None else None
-        self.operator = ResidualOperator(net(history * c, phase)) if "residual" in parts else None
+        self.operator = ResidualOperator(net(history * c, phase)) if "operator" in parts else None
         ones = torch.ones(c, *(1,) * len(latent))
         self.register_buffer("increment", ones.clone())
         self.register_buffer("residual", ones.clone())
@@ -235,7 +234,7 @@ class Emulator(nn.Module):
 
     def predict_mean(self, state: State, context: Tensor, condition: Tensor | None) -> Tensor:
         """The mean net's next frame."""
-        change: Tensor = self._part("mean")(context, condition)
+        change: Tensor = self.part("mean")(context, condition)
         return self.start(state) + self.increment * change
 
     def predict_fast(self, state: State, context: Tensor, condition: Tensor | None, noise: Tensor) -> Tensor:
@@ -248,12 +247,12 @@ class Emulator(nn.Module):
             innovation = self.propagator.innovation(noise[:, :cells])
             start, maps = start + innovation, innovation / self.increment
         c = vector if condition is None else torch.cat([condition, vector], dim=1)
-        change: Tensor = self._part("fast")(torch.cat([context, maps], dim=1), c)
+        change: Tensor = self.part("fast")(torch.cat([context, maps], dim=1), c)
         return start + self.increment * change
 
     def denoiser(self, context: Tensor, start: Tensor, condition: Tensor | None) -> PreconditionedDenoiser:
         """Denoiser of the unit-variance residual ``(z₁ − start)/σ``, given context frames and the mean net's answer."""
-        backbone = self._part("generator")
+        backbone = self.part("generator")
         maps = context if self.mean is None else torch.cat([context, start], dim=1)
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
@@ -264,32 +263,15 @@ class Emulator(nn.Module):
 
         return PreconditionedDenoiser(network, RectifiedFlow())
 
-    def obey(self, trained: Equation, wanted: Equation) -> None:
-        """Add to every frame from now on the effect that the ``wanted`` equation has beyond the ``trained`` one.
-
-        Raises ValueError for a model without a correction.
-        """
-        self._correction()
-        self.laws = (trained, wanted)
-
-    def _under(self, laws: tuple[Equation, Equation], before: State, after: State) -> State:
-        correction = self._correction()
-        change = correction.effect(self.autoencoder, before.latent, *laws)
-        return self.push(before, correction(after.z[:, -1], change))
-
-    def _correction(self) -> Correction:
-        if self.correction is None:
+    def part(self, name: str) -> Any:
+        """The part of that name. Raises ValueError for a model without it."""
+        found = self._modules.get(name)
+        if found is None:
             raise ValueError(
-                f"found a model of {', '.join(self.config['parts'])}, wanted one with a correction. Usual fix: train "
-                "it with `correction` in emulator.parts and in training.stages"
+                f"found a model of {', '.join(self.config['parts']) or 'no parts'} and no {name!r} network, wanted one "
+                "that has it. Usual fix: name it in emulator.parts and in training.stages"
             )
-        return self.correction
-
-    def _part(self, name: str) -> Backbone:
-        part: Backbone | None = getattr(self, name)
-        if part is None:
-            raise ValueError(f"this model has no {name!r} network; it was built with {self.config['parts']}")
-        return part
+        return found
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -303,86 +285,37 @@ class Emulator(nn.Module):
             found.append("mean")
         return tuple(found)
 
-    # before training
+    # towards an equation
 
-    @torch.no_grad()
-    def measure_increment(self, states: State, following: State) -> None:
-        """Set the scale of one frame's change beyond the start, per latent channel, from encoded pairs."""
-        change = following.z[:, -1] - self.start(states)
-        self.increment.copy_(_rms(change))
+    def obey(self, trained: Equation, wanted: Equation) -> None:
+        """Add to every frame from now on the effect that the ``wanted`` equation has beyond the ``trained`` one.
 
-    @torch.no_grad()
-    def measure_residual(self, states: State, following: State, phase: Tensor | None) -> None:
-        """Set the scale of the residual that the generator models, per latent channel, from encoded pairs."""
-        start = self.start(states)
-        if self.mean is not None:
-            start = self.predict_mean(states, self.context(states), self.condition(phase))
-        self.residual.copy_(_rms(following.z[:, -1] - start))
-
-    @torch.no_grad()
-    def measure_correction(self, u: Tensor) -> None:
-        """Set the scale of what the correction is fed with, per channel, from example fields ``(N, C, *space)``.
-
-        For a linear decoder the gain itself is set, in closed form.
+        Raises ValueError for a model without a correction.
         """
-        correction = self._correction()
-        if isinstance(correction.gain, SpectralGain):
-            carried = self.autoencoder.heads.carried(u[:1])
+        self.part("correction")
+        self.laws = (trained, wanted)
 
-            def forward(z: Tensor) -> Tensor:
-                latent = Latent(z, carried.expand(len(z), -1))
-                return correction.project(self.autoencoder, self.autoencoder.decode(latent))
-
-            return correction.gain.solve(forward)
-        seen = correction.project(self.autoencoder, u)
-        correction.scale.copy_(_rms(seen - seen.mean(dim=0)))
-
-    @torch.no_grad()
-    def start_operator(self) -> None:
-        """Start the residual operator's net from the mean net."""
-        if self.operator is not None and self.mean is not None:
-            self.operator.net.load_state_dict(self.mean.state_dict())
+    def _under(self, laws: tuple[Equation, Equation], before: State, after: State) -> State:
+        correction = self.part("correction")
+        change = correction.effect(self.autoencoder, before.latent, *laws)
+        return self.push(before, correction(after.z[:, -1], change))
 
     def expect(self, state: State, phase: Tensor | None = None) -> Tensor:
         """m_φ(z₀): the latents that the residual operator expects one frame after ``state``."""
-        if self.operator is None:
-            raise ValueError(f"found a model of {', '.join(self.config['parts'])}, wanted `residual` among them")
         context, condition = self.context(state), self.condition(phase)
-        return self.operator.follow(state.z[:, -1], self.increment, context, condition)
+        expected: Tensor = self.part("operator").follow(state.z[:, -1], self.increment, context, condition)
+        return expected
 
     def corrected(self, before: State, after: State, phase: Tensor | None = None) -> State:
         """The frame ``after``, moved by the gain to what the residual operator expects after ``before``."""
-        correction, operator = self._correction(), self.operator
-        expected = self.expect(before, phase)
-        assert operator is not None
-        r = operator.read(self.autoencoder, correction, expected, after.z[:, -1], after.carried)
+        correction, expected = self.part("correction"), self.expect(before, phase)
+        r = self.part("operator").read(self.autoencoder, correction, expected, after.z[:, -1], after.carried)
         return self.push(before, correction(after.z[:, -1], -r))
 
     def _towards(self, known: Equation, before: State, after: State) -> State:
         """The frame ``after``, moved by the gain to what the solver makes of the decoded frame ``before``."""
-        correction, autoencoder = self._correction(), self.autoencoder
+        correction, autoencoder = self.part("correction"), self.autoencoder
         wanted = known.advance(autoencoder.decode(before.latent), autoencoder.spec.interval)
         change = correction.project(autoencoder, wanted)
         change = change - correction.project(autoencoder, autoencoder.decode(after.latent))
         return self.push(before, correction(after.z[:, -1], change))
-
-    @torch.no_grad()
-    def start_fast(self) -> None:
-        """Start the fast net from the mean net: the same function, with weak noise inputs."""
-        source, target = self._part("mean").state_dict(), self._part("fast").state_dict()
-        for name, weight in source.items():
-            if weight.shape == target[name].shape:
-                target[name].copy_(weight)
-        stem, given = target["stem.conv.weight"], source["stem.conv.weight"]
-        known = self.history * self.latent_shape[0]
-        stem[:, :known] = given[:, :known]
-        stem[:, known : known + self.noise_maps] *= 0.1
-        stem[:, known + self.noise_maps :] = given[:, known:]
-        if self.calendar:
-            first, given = target["embed.0.weight"], source["embed.0.weight"]
-            first[:, : given.shape[1]] = given
-            first[:, given.shape[1] :] *= 0.1
-
-
-def _rms(x: Tensor) -> Tensor:
-    return x.square().mean(dim=(0, *range(2, x.ndim))).sqrt().clamp(min=1e-6).reshape(-1, *(1,) * (x.ndim - 2))

@@ -67,7 +67,7 @@ def check_gate(emulator: Emulator, certificates: Mapping[str, "Certificate"], by
     """Raise ValueError unless that corrector is there and was found more accurate than the model."""
     if by not in get_args(Corrector):
         raise ValueError(f"correct: found {by!r}, wanted one of {', '.join(get_args(Corrector))}")
-    wanted = ["correction"] + (["residual"] if by == "operator" else [])
+    wanted = ["correction"] + (["operator"] if by == "operator" else [])
     parts = emulator.config["parts"]
     if absent := [p for p in wanted if p not in parts]:
         raise ValueError(

@@ -23,9 +23,9 @@ __all__ = [
     "decoder_sensitivity",
     "field_weights",
     "generator_loss",
+    "operator_loss",
     "pyramid",
     "reconstruction_loss",
-    "residual_loss",
     "rollout_loss",
 ]
 
@@ -206,7 +206,7 @@ def correction_loss(
     return loss
 
 
-def residual_loss(
+def operator_loss(
     emulator: Emulator,
     u: Tensor,
     phase: Tensor,

@@ -6,7 +6,7 @@
     generator     flow matching on the residual to the mean net  in the latent, weighted by what the decoder sees
     fast          one pass with noise, started from the mean net almost fair CRPS through the decoder, unrolled
     correction    the gain that turns changes of fields to ones of latents  the least change of the latents that does it
-    residual      the latent residual operator             the solver's next frame of any state that a forecast meets
+    operator      the latent residual operator             the solver's next frame of any state that a forecast meets
 
 A stage is resumed from its checkpoint, and skipped if it is complete; what the stages before it made is loaded first.
 """
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..autoencoder.training import Stage, fit
 from ..datasets.datamodule import FieldData
+from . import preparation
 from .emulator import Emulator
 from .law import law
 from .objectives import (
@@ -32,8 +33,8 @@ from .objectives import (
     decoder_sensitivity,
     field_weights,
     generator_loss,
+    operator_loss,
     reconstruction_loss,
-    residual_loss,
     rollout_loss,
 )
 from .regression import fit_propagator
@@ -47,7 +48,7 @@ _LEARNED = {
     "generator": ("generator.", "increment", "residual", "propagator."),
     "fast": ("fast.", "increment", "propagator."),
     "correction": ("correction.",),
-    "residual": ("operator.",),
+    "operator": ("operator.",),
 }  # what of a model's state a stage is responsible for
 _MEASURED = 256  # windows from which scales are measured before a stage
 _HORIZON = 8  # frames by which a linear start is chosen for a stage that does not unroll
@@ -163,17 +164,15 @@ def _correction(emulator: Emulator, options: Mapping[str, Any], generator: torch
     return Plan(objective, [_part(emulator, "correction")], 1)
 
 
-def _residual(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
-    operator, known = emulator.operator, law(emulator.autoencoder.spec)
-    if operator is None:
-        raise ValueError("stage 'residual': found a model without it, wanted `residual` in emulator.parts")
+def _operator(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+    known = law(emulator.autoencoder.spec)
 
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         # Rounds of its own mistakes: in the second half of the stage, rollouts are corrected by it.
         corrected = progress > 0.5
-        return residual_loss(emulator, u, phase, known, options["noise"], options["frames"], corrected, generator)
+        return operator_loss(emulator, u, phase, known, options["noise"], options["frames"], corrected, generator)
 
-    return Plan(objective, [operator], emulator.history)
+    return Plan(objective, [_part(emulator, "operator")], emulator.history)
 
 
 def _longest(options: Mapping[str, Any]) -> int:
@@ -181,12 +180,10 @@ def _longest(options: Mapping[str, Any]) -> int:
 
 
 def _part(emulator: Emulator, name: str) -> nn.Module:
-    part: nn.Module | None = getattr(emulator, name)
-    if part is None:
-        raise ValueError(
-            f"stage {name!r}: found a model of {', '.join(emulator.config['parts']) or 'no parts'}, wanted {name!r} "
-            "among them. Usual fix: leave the stage out of training.stages, or name the part in emulator.parts"
-        )
+    try:
+        part: nn.Module = emulator.part(name)
+    except ValueError as error:
+        raise ValueError(f"stage {name!r}: {error}; or leave the stage out of training.stages") from None
     return part
 
 
@@ -197,7 +194,7 @@ STAGES: dict[str, Callable[[Emulator, Mapping[str, Any], torch.Generator, Window
     "generator": _generator,
     "fast": _fast,
     "correction": _correction,
-    "residual": _residual,
+    "operator": _operator,
 }
 
 
@@ -285,18 +282,18 @@ def _measure(name: str, emulator: Emulator, options: Mapping[str, Any], data: Fi
     if name == "autoencoder":
         autoencoder.start_from(u[:, 0], phase[:, 0])
     elif name == "correction":
-        emulator.measure_correction(u[:, 0])
-    elif name == "residual":
-        emulator.start_operator()
+        preparation.measure_correction(emulator, u[:, 0])
+    elif name == "operator":
+        preparation.start_operator(emulator)
     elif name != "error":
         before, after = emulator.encode(u[:, :history], phase[:, :history]), emulator.encode(u[:, 1:], phase[:, 1:])
         if name == "mean" or (emulator.mean is None and bool((emulator.increment == 1).all())):
             if emulator.propagator is not None:
                 horizon = _longest(options) if "unroll" in options else _HORIZON
                 fit_propagator(emulator, data, field_weights(autoencoder), horizon)
-            emulator.measure_increment(before, after)
+            preparation.measure_increment(emulator, before, after)
         if name == "generator":
-            emulator.measure_residual(before, after, phase[:, history - 1])
+            preparation.measure_residual(emulator, before, after, phase[:, history - 1])
         if name == "fast" and emulator.mean is not None:
-            emulator.start_fast()
+            preparation.start_fast(emulator)
     return u, phase

@@ -25,7 +25,7 @@ from .conflict import conflict_free_loss
 from .denoiser import Denoiser, PreconditionedDenoiser, logit_normal
 from .sampler import SAMPLERS
 from .schedule import RectifiedFlow
-from .virtual import Observation, physics_loss, virtual_losses
+from .virtual import Observation, virtual_losses
 
 __all__ = ["Physics", "StaticGenerator", "sample_generator"]
 
@@ -158,12 +158,12 @@ class StaticGenerator(nn.Module):
         if physics is None:
             return denoiser.loss(x, t, epsilon)
         seen, steps = physics.observations, physics.steps(progress)
-        if not physics.conflict_free:
-            return physics_loss(denoiser, x, t, epsilon, seen, self.fields, unroll=steps)
-        data, residual = virtual_losses(denoiser, x, t, epsilon, seen, self.fields, unroll=steps)
-        if residual is None:
+        data, observed = virtual_losses(denoiser, x, t, epsilon, seen, self.fields, unroll=steps)
+        if observed is None:
             return data
-        return conflict_free_loss([data, residual], list(self.backbone.parameters()))
+        if physics.conflict_free:
+            return conflict_free_loss([data, observed], list(self.backbone.parameters()))
+        return data + observed
 
     @torch.no_grad()
     def sample(

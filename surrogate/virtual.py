@@ -38,7 +38,7 @@ from torch import Tensor
 from .denoiser import Denoiser, PreconditionedDenoiser, expand
 from .schedule import Schedule
 
-__all__ = ["Observation", "flowed", "physics_loss", "posterior_variance", "virtual_losses", "weight"]
+__all__ = ["Observation", "flowed", "posterior_variance", "virtual_losses", "weight"]
 
 Estimate = Literal["mean", "sample", "unroll"]
 Kind = Literal["equality", "inequality", "objective"]
@@ -155,21 +155,6 @@ def virtual_losses(
             fields[key] = decode(_estimate(denoiser, x_t, t, first, o, unroll))
         physics = physics + o.loss(fields[key], schedule, t)
     return data, physics
-
-
-def physics_loss(
-    denoiser: PreconditionedDenoiser,
-    x: Tensor,
-    t: Tensor,
-    epsilon: Tensor,
-    observations: Sequence[Observation],
-    decode: Decode = lambda x: x,
-    channels: Tensor | None = None,
-    unroll: int = 1,
-) -> Tensor:
-    """The sum of both losses. Without an active observation it is the denoiser's own, bit for bit."""
-    data, physics = virtual_losses(denoiser, x, t, epsilon, observations, decode, channels, unroll)
-    return data if physics is None else data + physics
 
 
 def _estimate(denoiser: Denoiser, x_t: Tensor, t: Tensor, first: Tensor, o: Observation, unroll: int) -> Tensor:

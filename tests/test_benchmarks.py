@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PROMISED = {
     "augment": ["4.3 relative L2 augment / opt", "4.3 coverage of 90 % intervals", "4.3 largest misfit at exact"],
+    "codes": ["2.1 code linear, 16x16x12, net 64: floor", "2.1 code linear, 16x16x12, net 64: lead 20"],
     "ensembles": ["4.1 peak memory", "4.1 after kills the same", "4.1 decoded member / direct one", "4.1 online mean"],
     "design": ["2.2 surge, shallow water: gain, lapse / fno", "2.2 designs with the achieved", "2.2 largest violation"],
     "exactness": ["3.3 mean vorticity after", "3.3 kolmogorov, energy and enstrophy: Newton", "3.3 heads' share of"],
@@ -20,11 +21,13 @@ PROMISED = {
     "physics": ["3.1 KdV soliton: order of the hermite", "3.1 burgers: right-hand side against", "3.1 burgers: least"],
     "pidm": ["4 circle: residual, pidm sample / plain", "4 darcy 16², 0.03 CPU min: residual, plain-corrected / plain"],
     "residual": ["3.7 crps, corrected by the solver", "3.5 shifted forcing", "3.6 90 % bound holds", "3.5 spearman"],
+    "shipped": ["3.5 kolmogorov64 at drag × 3: crps with the effect / as it is, lead 2"],
     "shock": ["3.2 dam break, stoker: weak residual", "3.2 dam break, ritter: drifting", "3.2 dam break, stoker: ent"],
     "speed": ["2.2 pixel crps / fast decoded", "2.2 import lapse loads"],
     "forecast": ["2.1 rmse of fast's mean / best", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],
 }
 OPTIONS = {
+    "codes": ["--only", "linear, 16x16x12"],
     "design": ["--only", "shallow_water"],
     "forecast": ["--only", "lapse-fast", "pixel-mean"],
     "pidm": ["--only", "circle", "darcy32", "--contenders", "plain", "pidm-sample", "plain-corrected"],

@@ -22,6 +22,7 @@ from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.law import law
 from lapse.surrogate.model import Model
 from lapse.surrogate.objectives import correction_loss
+from lapse.surrogate.preparation import measure_correction
 
 PARAMETERS = {"viscosity": 0.05, "drag": 0.1, "forcing": 1.0, "wavenumber": 2.0}
 SPEC = FieldSpec(
@@ -50,9 +51,8 @@ def gained() -> dict[str, Tensor]:
     model = linear()
     u, phase = states(48), torch.zeros(48, 1, 4)
     model.autoencoder.start_from(u)
-    model.measure_correction(u)
-    correction = model.correction
-    assert correction is not None
+    measure_correction(model, u)
+    correction = model.part("correction")
     model.requires_grad_(False)
     correction.requires_grad_(True)
     optimiser = torch.optim.LBFGS(correction.parameters(), max_iter=60, history_size=20, line_search_fn="strong_wolfe")

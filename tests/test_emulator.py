@@ -12,6 +12,7 @@ from lapse.datasets.normalise import Normaliser
 from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.grid import Grid
 from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.preparation import measure_increment, measure_residual, start_fast
 
 PARTS = ("mean", "generator", "fast", "error")
 
@@ -40,7 +41,7 @@ def a_state(model: Emulator, batch: int = 3) -> tuple[State, torch.Tensor]:
 @pytest.mark.parametrize(("history", "position"), [(1, 0), (2, 3)])
 def test_the_fast_net_starts_as_the_mean_net(calendar: bool, history: int, position: int) -> None:
     model = emulator(calendar=calendar, history=history, position=position)
-    model.start_fast()
+    start_fast(model)
     state, phase = a_state(model)
     size = model.noise_size("fast")
     mean = model.advance(state, None, phase, "mean").z[:, -1]
@@ -128,12 +129,12 @@ def test_scales_are_measured_per_channel() -> None:
     scale = torch.tensor([0.1, 1.0, 10.0]).reshape(3, 1, 1)
     before = State(torch.randn(400, 1, 3, 4, 6), torch.zeros(400, 2))
     after = State(before.z + scale * torch.randn(400, 1, 3, 4, 6), before.carried)
-    model.measure_increment(before, after)
+    measure_increment(model, before, after)
     torch.testing.assert_close(model.increment, scale, rtol=0.03, atol=0)
     with torch.no_grad():
         predicted = model.predict_mean(before, model.context(before), None)
     exact = State((predicted + 0.5 * scale * torch.randn(400, 3, 4, 6))[:, None], before.carried)
-    model.measure_residual(before, exact, None)
+    measure_residual(model, before, exact, None)
     torch.testing.assert_close(model.residual, 0.5 * scale, rtol=0.03, atol=0)
 
 

@@ -24,6 +24,7 @@ from lapse.surrogate.objectives import (
     reconstruction_loss,
     rollout_loss,
 )
+from lapse.surrogate.preparation import measure_residual
 
 
 def globe(space: tuple[int, int] = (9, 12), masked: bool = True) -> FieldSpec:
@@ -227,7 +228,7 @@ def test_the_generator_learns_the_residual_to_the_mean_net() -> None:
         nn.init.zeros_(p)
     u, phase = 5 + 3 * torch.randn(200, 2, *globe().shape), torch.zeros(200, 2, 4)
     before, after = model.encode(u[:, :1]), model.encode(u[:, 1:])
-    model.measure_residual(before, after, None)
+    measure_residual(model, before, after, None)
     weight = torch.tensor([0.5, 1.0, 1.5]).reshape(3, 1, 1)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -17,13 +17,13 @@ from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.equation import Equation
 from lapse.physics.grid import Grid
 from lapse.surrogate.certificate import calibrate
-from lapse.surrogate.correction import Correction
 from lapse.surrogate.emulator import Emulator, State
 from lapse.surrogate.gain import DAMPING, SpectralGain
 from lapse.surrogate.gate import next_errors
 from lapse.surrogate.law import law
 from lapse.surrogate.model import Model
-from lapse.surrogate.objectives import residual_loss
+from lapse.surrogate.objectives import operator_loss
+from lapse.surrogate.preparation import measure_correction
 from lapse.surrogate.stages import STAGES
 
 PARAMETERS = {"viscosity": 0.05, "drag": 0.1, "forcing": 1.0, "wavenumber": 2.0}
@@ -55,27 +55,21 @@ def build(channels: int = 14) -> Emulator:
         decoder_depth=0,
     )  # fmt: skip
     ae.start_from(states(24)[:, 0])
-    emulator = Emulator(ae, width=8, depth=1, parts=("mean", "correction", "residual")).eval()
-    emulator.measure_correction(states(24)[:, 0])
+    emulator = Emulator(ae, width=8, depth=1, parts=("mean", "correction", "operator")).eval()
+    measure_correction(emulator, states(24)[:, 0])
     return emulator.requires_grad_(False)
 
 
-def correction_of(emulator: Emulator) -> Correction:
-    assert emulator.correction is not None
-    return emulator.correction
-
-
 def project(emulator: Emulator, state: State) -> Tensor:
-    return correction_of(emulator).project(emulator.autoencoder, emulator.decode(state))
+    return emulator.part("correction").project(emulator.autoencoder, emulator.decode(state))
 
 
 def test_the_gain_is_damped_least_squares() -> None:
     emulator = build(8)
-    gain, ae = correction_of(emulator).gain, emulator.autoencoder
-    assert isinstance(gain, SpectralGain)
+    gain, ae = emulator.part("correction").gain, emulator.autoencoder
 
     def forward(z: Tensor) -> Tensor:
-        return correction_of(emulator).project(ae, ae.decode(Latent(z, torch.zeros(len(z), 1))))
+        return emulator.part("correction").project(ae, ae.decode(Latent(z, torch.zeros(len(z), 1))))
 
     unit = torch.eye(128).reshape(128, 8, 4, 4)
     A = (forward(unit) - forward(0 * unit[:1])).flatten(1).T.double()  # (96, 128)
@@ -97,7 +91,7 @@ def test_a_decoder_that_is_not_linear_has_no_such_gain() -> None:
 def test_a_frame_corrected_by_the_solver_obeys_it() -> None:
     emulator = build()
     before = emulator.encode(states(8)[:, :1])
-    wanted = correction_of(emulator).project(emulator.autoencoder, flow().advance(emulator.decode(before), 0.2))
+    wanted = emulator.part("correction").project(emulator.autoencoder, flow().advance(emulator.decode(before), 0.2))
     free = (project(emulator, emulator.advance(before, mode="mean")) - wanted).norm()
     emulator.corrector = flow()
     corrected = (project(emulator, emulator.advance(before, mode="mean")) - wanted).norm()
@@ -105,9 +99,8 @@ def test_a_frame_corrected_by_the_solver_obeys_it() -> None:
 
 
 def test_the_operator_is_separable_and_its_first_term_exact() -> None:
-    emulator, correction = build(), None
-    correction, operator = correction_of(emulator), emulator.operator
-    assert operator is not None
+    emulator = build()
+    correction, operator = emulator.part("correction"), emulator.part("operator")
     for weights in operator.net.head.parameters():
         weights.copy_(0.1 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(4)))
     before, after = (emulator.encode(states(8)[:, i : i + 1]) for i in (0, 1))
@@ -132,13 +125,13 @@ def test_the_loss_is_the_distance_to_the_solver() -> None:
     decoded = emulator.decode(emulator.encode(u))
     wanted = ((flow().advance(decoded, 0.2) - decoded) / emulator.autoencoder.normaliser.std.reshape(1, 1, 1)).square()
     for corrected in (False, True):
-        found = residual_loss(emulator, u, PHASE, flow(), 0.0, 3, corrected, torch.Generator().manual_seed(0))
+        found = operator_loss(emulator, u, PHASE, flow(), 0.0, 3, corrected, torch.Generator().manual_seed(0))
         assert float(found) == pytest.approx(float(wanted.mean()), rel=1e-2)
 
 
 def test_the_stage_teaches_the_operator_alone() -> None:
     emulator = build()
-    plan = STAGES["residual"](emulator, {"noise": 0.02, "frames": 2}, torch.Generator().manual_seed(0), (PHASE, PHASE))
+    plan = STAGES["operator"](emulator, {"noise": 0.02, "frames": 2}, torch.Generator().manual_seed(0), (PHASE, PHASE))
     assert plan.parts == [emulator.operator]
     parameters = list(plan.parts[0].requires_grad_(True).parameters())
     optimiser, losses = torch.optim.Adam(parameters, lr=1e-2), []
@@ -188,5 +181,4 @@ def test_a_correction_is_released_refused_or_unknown(tmp_path: Path) -> None:
     assert errors[0] < 0.3 * errors[1]
     # Towards the solver at other parameters, which needs no effect beside.
     other = model.corrected("solver").at(forcing=2.0)
-    assert isinstance(other.emulator.corrector, Equation)
     assert other.emulator.corrector.parameters["forcing"] == 2.0
