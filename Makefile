@@ -21,8 +21,8 @@ endif
 # (9-15 s an import instead of 3 s), so it is emptied for all that runs from here.
 export PYTHONDONTWRITEBYTECODE =
 
-# A benchmark is named after its noun; these three are what benchmarks share.
-benches = $(filter-out record tables contenders,$(basename $(notdir $(wildcard benchmarks/*.py))))
+# A benchmark is named after its noun; these are what benchmarks share.
+benches = $(filter-out record tables contenders searches,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types layers check results clean distclean
