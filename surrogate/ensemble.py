@@ -152,7 +152,7 @@ class Ensemble:
             frames["time"] = ("time", frames["time"].values.astype(told["time_dtype"]), frames["time"].attrs)
         job = Job(
             model, frames, told["positions"], told["steps"], told["members"], told["seed"], told["mode"], told["batch"],
-            told.get("certify", False),
+            told["certify"],
         )  # fmt: skip
         keep = keeper(told["keep"], told["options"])
         writer = ShardedWriter.open(keep.home(path))
