@@ -8,8 +8,8 @@ With z the latents of the last frames, ℓ(z) a start that needs no network and 
 
 ℓ is persistence, z₀, and q is 0; or ℓ is a linear map fitted before and q its innovation, which G then sees as its maps
 of noise (`Propagator`). M, F (inside x̂) and G are three sets of weights of one `Backbone`; G starts from M. A rollout
-stays in latent space: nothing is decoded and re-encoded on the way. Noise always comes from outside, as a flat vector
-of `noise_size` numbers a member and frame, so that a member is a function of its own generator and of nothing else.
+stays in latent space, but for a rare `refreshed` frame. Noise always comes from outside, as a flat vector of
+`noise_size` numbers a member and frame, so that a member is a function of its own generator and of nothing else.
 """
 
 from collections.abc import Mapping
@@ -65,6 +65,7 @@ class Emulator(nn.Module):
         dropout: of the backbones, while training.
         linear: ``reach``, ``components`` and ``innovations`` of the `Propagator` that the networks start from; None for
             persistence.
+        refresh: frames after which a rollout goes on from what the encoder makes of its decoded fields; None: never.
 
     Attributes:
         laws: the equation that the networks were trained under and the one that they shall obey, where these differ.
@@ -99,10 +100,16 @@ class Emulator(nn.Module):
         dropout: float = 0.0,
         parts: tuple[str, ...] = ("mean", "generator", "fast"),
         linear: Mapping[str, int] | None = None,
+        refresh: int | None = 20,
     ) -> None:
         super().__init__()
+        if refresh is not None and refresh < history:
+            raise ValueError(
+                f"emulator.refresh: found {refresh}, wanted at least history, {history}, or null for never"
+            )
         self.autoencoder = autoencoder
         self.history = history
+        self.refresh = refresh
         self.calendar = calendar
         # Beside a linear map, the maps of noise are its innovations.
         self.noise_maps, self.noise_vector = noise_maps if linear is None else autoencoder.latent_shape[0], noise_vector
@@ -131,7 +138,7 @@ class Emulator(nn.Module):
             "history": history, "width": width, "depth": depth, "position": position, "calendar": calendar,
             "noise_maps": noise_maps, "noise_vector": noise_vector, "sampler": sampler,
             "sampling_steps": sampling_steps, "dropout": dropout, "parts": list(parts),
-            "linear": None if linear is None else dict(linear),
+            "linear": None if linear is None else dict(linear), "refresh": refresh,
         }  # fmt: skip
 
     # states
@@ -161,6 +168,22 @@ class Emulator(nn.Module):
         if limit is not None:
             z = saturate(z, limit)
         return State(torch.cat([state.z[:, 1:], z[:, None]], dim=1), state.carried)
+
+    def refreshed(self, state: State, phase: Tensor | None = None) -> State:
+        """The same fields as the encoder tells them: each frame of ``state`` decoded and encoded.
+
+        Training looks at latents through the decoder alone, so what the decoder does not see of them is free to grow;
+        in runs of hundreds of frames it would. ``phase (history, 4)`` is that of the frames, oldest first.
+        """
+        shape = state.z.shape
+        at = None if phase is None else phase.to(state.z).repeat(shape[0], 1)
+        frames = Latent(state.z.flatten(0, 1), state.carried.repeat_interleave(shape[1], dim=0))
+        z = self.autoencoder.encode(self.autoencoder.decode(frames, at), at).z
+        return State(z.reshape(shape), state.carried)
+
+    def due(self, frame: int) -> bool:
+        """Whether a rollout that has made so many frames goes on from the `refreshed` state."""
+        return self.refresh is not None and frame > 0 and frame % self.refresh == 0
 
     # one frame
 

@@ -1,4 +1,7 @@
-"""Rollouts: frame after frame in latent space, decoded on the way out and never encoded again.
+"""Rollouts: frame after frame in latent space, decoded on the way out.
+
+Every `Emulator.refresh` frames, and no oftener, a rollout goes on from what the encoder makes of its decoded fields.
+The frame itself is yielded as it was, so what leaves does not show it.
 
 The loop carries gradients (nothing in here switches them off), so that an objective of the forecast can be
 differentiated with respect to the initial state. Members that leave the realm of finite numbers are reported, not
@@ -61,6 +64,8 @@ def march(
         return None if phase is None else phase[k].to(state.z).expand(batch, 4)
 
     for k in range(steps):
+        if emulator.due(k):
+            state = emulator.refreshed(state, None if phase is None else phase[k + 1 - emulator.history : k + 1])
         noise = draw(generators, size).to(state.z) if size else None
         state = emulator.advance(state, noise, at(k), mode)
         # The mean net forecasts the mean: a drawn decoder error would only add to its error.

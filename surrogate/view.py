@@ -170,10 +170,15 @@ class _Rollout:
         self.marks.append([g.get_state() for g in self.generators] if self.errors else [])
         if self.error_size:
             draw(self.generators, self.error_size)
-        phase = self._phase(len(self.states) - 1)
+        k = len(self.states) - 1
+        phase = self._phase(k)
 
         def one_frame(z: Tensor, carried: Tensor) -> Tensor:
-            return self.emulator.advance(State(z, carried), noise, phase, self.mode).z
+            state = State(z, carried)
+            if self.emulator.due(k):
+                along = None if self.phase is None else self.phase[k + 1 - self.emulator.history : k + 1]
+                state = self.emulator.refreshed(state, along)
+            return self.emulator.advance(state, noise, phase, self.mode).z
 
         self.states.append(State(self._run(one_frame, last.z, last.carried), last.carried))
 

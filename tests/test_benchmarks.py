@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 PROMISED = {
+    "accelerator": ["2.2 accelerator, training, fast stage, 2 windows of 4 frames, float32"],
     "augment": ["4.3 relative L2 augment / opt", "4.3 coverage of 90 % intervals", "4.3 largest misfit at exact"],
     "codes": ["2.1 code linear, 16x16x12, net 64: floor", "2.1 code linear, 16x16x12, net 64: lead 20"],
     "ensembles": ["4.1 peak memory", "4.1 after kills the same", "4.1 decoded member / direct one", "4.1 online mean"],
@@ -27,6 +28,7 @@ PROMISED = {
     "forecast": ["2.1 rmse of fast's mean / best", "2.1 lapse-fast spread/skill", "2.1 persistence saturates"],
 }
 OPTIONS = {
+    "accelerator": ["--device", "cpu", "--only", "training"],
     "codes": ["--only", "linear, 16x16x12"],
     "design": ["--only", "shallow_water"],
     "forecast": ["--only", "lapse-fast", "pixel-mean"],

@@ -5,6 +5,10 @@ import copy
 import pytest
 import torch
 
+import lapse
+from lapse.physics.equation import equation
+from lapse.physics.spectrum import band_power
+from lapse.surrogate.emulator import Emulator, State
 from lapse.surrogate.model import Model
 from lapse.surrogate.noise import member_generator
 from lapse.surrogate.rollout import finite_members, repeat_state, rollout
@@ -75,3 +79,43 @@ def test_finite_members() -> None:
     fields = torch.zeros(3, 2, 4, 4)
     fields[1, 1, 2, 3], fields[2, 0, 0, 0] = torch.nan, torch.inf
     assert finite_members(fields).tolist() == [True, False, False]
+
+
+def test_a_rollout_goes_on_from_the_encoders_latents_every_so_often(tiny_model: Model) -> None:
+    """What is yielded is the frame itself; the next one follows from D and E of it, context frames included."""
+    emulator = copy.deepcopy(tiny_model.emulator)
+    emulator.refresh = 2
+    with torch.no_grad():
+        start = repeat_state(emulator.encode(torch.randn(1, 2, 1, 16, 16)), 4)
+        found = [s for s, _ in rollout(emulator, start, 3, "mean")]
+        free = emulator.advance(emulator.advance(start, mode="mean"), mode="mean")
+        assert torch.equal(found[1].z, free.z)
+        again = emulator.refreshed(free)
+        for k in range(2):
+            before = emulator.decode(State(free.z[:, : k + 1], free.carried))
+            z = emulator.autoencoder.encode(before).z
+            torch.testing.assert_close(again.z[:, k], z)
+        assert not torch.allclose(again.z, free.z, rtol=1e-3)
+        assert torch.equal(found[2].z, emulator.advance(again, mode="mean").z)
+
+
+def test_refresh_cannot_be_shorter_than_the_context(tiny_model: Model) -> None:
+    with pytest.raises(ValueError, match=r"emulator\.refresh: found 1, wanted at least history, 2"):
+        Emulator(tiny_model.emulator.autoencoder, history=2, refresh=1)
+
+
+def test_a_long_run_keeps_its_climate() -> None:
+    """Two hundred frames of the shipped flow: band powers stay near the truth's. Without refreshing they do not."""
+    model = lapse.load("kolmogorov64")
+    emulator, grid = copy.deepcopy(model.emulator), model.spec.grid
+    law = equation("kolmogorov", grid, viscosity=0.012)
+    u = law.spin_up(torch.Generator().manual_seed(5), 4, 20.0)
+    edges = (0.5, 3.5, 7.5, 1e9)
+    largest = {}
+    for refresh in (20, None):
+        emulator.refresh = refresh
+        with torch.no_grad():
+            *_, (_, fields) = rollout(emulator, emulator.encode(u[:, None]), 200, "fast", generators(4))
+        ratio = band_power(fields[:, 0], grid, edges).mean(dim=0) / band_power(u[:, 0], grid, edges).mean(dim=0)
+        largest[refresh] = float(ratio.log().abs().max())
+    assert largest[20] < 1.1 < largest[None]  # a factor of three
