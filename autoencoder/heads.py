@@ -6,7 +6,7 @@ the network did. Heads are applied in a fixed order, each chosen so that it keep
     divergence_free   (u, v) on a periodic plane  ->  its part without divergence, as `physics.operators.div` has it
     positive          variables of kind "positive"  ->  softplus
     mass              variables of kind "positive"  ->  rescaled to the carried area mean
-    mean              the other variables  ->  shifted to the carried area mean
+    mean              the other variables  ->  shifted to the carried area mean; "mean:NAME" for one of them alone
 
 The carried quantities are area means of the encoded field, ``(B, C)``; a constraint that holds for the encoded field
 therefore holds for every state that a sampler derives from it. Shifting the mean keeps the divergence, rescaling
@@ -31,20 +31,23 @@ class Heads(nn.Module):
     """The chosen heads, in their fixed order.
 
     Raises ValueError where a head does not fit the spec: ``divergence_free`` needs two vector components without masks
-    on a grid that is periodic in both directions; ``positive`` and ``mass`` need a variable of kind "positive".
+    on a grid that is periodic in both directions; ``positive`` and ``mass`` need a variable of kind "positive", and
+    "mean:NAME" one that is not.
     """
 
     weights: Tensor
 
     def __init__(self, spec: FieldSpec, names: Sequence[str] = ()) -> None:
         super().__init__()
-        unknown = sorted(set(names) - set(HEADS))
-        if unknown:
-            raise ValueError(f"unknown heads {', '.join(unknown)}; known: {', '.join(HEADS)}")
-        self.names = tuple(name for name in HEADS if name in names)
-        self.grid = spec.grid
         self.positive = [i for i, v in enumerate(spec.variables) if v.kind == "positive"]
         self.others = [i for i, v in enumerate(spec.variables) if v.kind != "positive"]
+        known = (*HEADS, *(f"mean:{spec.names[i]}" for i in self.others))
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise ValueError(f"unknown heads {', '.join(unknown)}; known: {', '.join(known)}")
+        self.names = tuple(name for name in known if name in names)
+        self.shifted = [i for i in self.others if {"mean", f"mean:{spec.names[i]}"} & set(names)]
+        self.grid = spec.grid
         self.vector = velocity_channels(spec)
         if {"positive", "mass"} & set(self.names) and not self.positive:
             raise ValueError("heads 'positive' and 'mass' need a variable of kind 'positive'; declare it in the spec")
@@ -83,9 +86,8 @@ class Heads(nn.Module):
                 # far below zero softplus itself rounds to nought, which is no longer positive
                 tiny = torch.finfo(u.dtype).tiny
                 fields[i] = (self.bends[i] * F.softplus(fields[i] / self.bends[i])).clamp_min(tiny)
-        if "mean" in self.names:
-            for i in self.others:
-                fields[i] = with_mean(fields[i], carried[:, i], self.weights[i])
+        for i in self.shifted:
+            fields[i] = with_mean(fields[i], carried[:, i], self.weights[i])
         return torch.stack(fields, dim=1)
 
 
@@ -128,4 +130,6 @@ def suggest_heads(spec: FieldSpec, u: Tensor, tolerance: float = 1e-5) -> tuple[
             heads.append("mass")
     if probe.others and all(conserved[i] for i in probe.others):
         heads.append("mean")
+    else:
+        heads += [f"mean:{spec.names[i]}" for i in probe.others if conserved[i]]
     return tuple(heads)

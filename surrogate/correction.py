@@ -90,7 +90,8 @@ def is_linear(autoencoder: Autoencoder) -> bool:
     """Whether the decoder is linear, heads included, and the same at every latent cell."""
     network = autoencoder.network
     deep = any(isinstance(m, ResidualBlock) for m in network.modules())
-    return not deep and not any(network.grid.extra) and set(autoencoder.config["heads"]) <= {"mean", "divergence_free"}
+    linear = {head.split(":")[0] for head in autoencoder.config["heads"]} <= {"mean", "divergence_free"}
+    return not deep and not any(network.grid.extra) and linear
 
 
 def smoothing(shape: tuple[int, ...], lengths: list[float]) -> Tensor:

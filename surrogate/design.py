@@ -89,9 +89,9 @@ def design(
         over: vary the fields themselves, or the latents that they are decoded from.
         bounds: "training" (the range of the training data), or (least, greatest) by variable; see
             `lapse.surrogate.bounds`.
-        constraints: what the design shares exactly with the given state: "mean", "mass", "divergence_free", and at most
-            one of the equation's invariants such as "energy"; a mapping gives the latter a value of its own. None: what
-            the model's exact heads conserve.
+        constraints: what the design shares exactly with the given state: "mean", "mean:NAME", "mass",
+            "divergence_free", and at most one of the equation's invariants such as "energy"; a mapping gives the latter
+            a value of its own. None: what the model's exact heads conserve.
         radius: the most that the design may depart from the given state: root mean square in training standard
             deviations. None is no limit.
         method: projected "lbfgs", every step of which is better than the last, or "adam".
@@ -233,7 +233,7 @@ class _Search:
 def conserved(model: "Model") -> list[str]:
     """The constraints that a model's exact heads stand for."""
     names = model.emulator.autoencoder.heads.names
-    return [n for n in ("divergence_free", "mass", "mean") if n in names]
+    return [n for n in names if n != "positive"]
 
 
 def _judge(case: Case, u: Tensor, members: int, seed: int, modes: Sequence[Mode]) -> Verdict:

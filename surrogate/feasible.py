@@ -41,6 +41,11 @@ class Infeasible(ValueError):
     """No field near this one obeys bounds and constraints at once."""
 
 
+def _linear(spec: FieldSpec) -> list[str]:
+    """The constraints that hold a mean or a direction, whatever the equation."""
+    return ["mean", "mass", "divergence_free", *(f"mean:{name}" for name in spec.names)]
+
+
 class Feasible:
     """The feasible set about one given state, and the map into it.
 
@@ -48,9 +53,9 @@ class Feasible:
         spec: of the fields.
         given: the state ``(history, C, *space)`` in physical units, float64. What is held keeps its value.
         bounds: see `lapse.surrogate.bounds`.
-        constraints: what is held: "mean" (area means of all variables), "mass" (of the positive ones),
-            "divergence_free" (of the velocity), and at most one quantity that the equation names in its `invariants`,
-            such as "energy". As a mapping, quantity to wanted value, None for the given state's.
+        constraints: what is held: "mean" (area means of all variables), "mean:NAME" (of one), "mass" (of the positive
+            ones), "divergence_free" (of the velocity), and at most one quantity that the equation names in its
+            `invariants`, such as "energy". As a mapping, quantity to wanted value, None for the given state's.
         radius: the most that the state may depart from the given one, root mean square over cells and variables in
             training standard deviations; None is no limit.
         equation: the model's, for its invariants; None without one.
@@ -73,10 +78,12 @@ class Feasible:
         weights = (spec.mask_tensor() * spec.grid.area_weights()).to(given.device)
         self.weights, self.mask = weights, spec.mask_tensor().to(given.device)
         self.positive = torch.tensor([v.kind == "positive" for v in spec.variables]).to(given.device)
-        self.quantity = next((k for k in wanted if k not in ("mean", "mass", "divergence_free")), None)
+        self.quantity = next((k for k in wanted if k not in _linear(spec)), None)
         self.solenoidal = "divergence_free" in wanted
         self._check(wanted, bounds)
         self.held = torch.full_like(self.positive, "mean" in wanted)
+        for i, name in enumerate(spec.names):
+            self.held[i] |= f"mean:{name}" in wanted
         if "mass" in wanted:
             self.held = self.held | self.positive
         self.lower, self.upper = limits(bounds, spec, self.given, self.solenoidal)
@@ -238,7 +245,7 @@ class Feasible:
     def _check(self, wanted: Mapping[str, float | None], bounds: Bounds) -> None:
         """Raise SpecError with everything that does not fit the spec."""
         problems: list[Problem] = []
-        known = ["mean", "mass", "divergence_free"]
+        known = _linear(self.spec)
         named = [k for k in wanted if k not in known]
         if self.equation is not None:
             known += list(self.equation.invariants(self._ordered()))
@@ -251,7 +258,7 @@ class Feasible:
             found = ", ".join([*named, *([f"radius={self.radius:g}"] if self.radius is not None else [])])
             fix = "keep one; the others can be penalised in the objective"
             problems.append(Problem("constraints", found, "one energy or a radius, beside the means", fix))
-        for k in ("mean", "mass", "divergence_free"):
+        for k in _linear(self.spec):
             if wanted.get(k) is not None:
                 fix = "give the wanted mean to ds itself"
                 problems.append(Problem(f"constraints, {k}", f"{wanted[k]}", "None: the given state's is held", fix))

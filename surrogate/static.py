@@ -88,7 +88,7 @@ class StaticGenerator(nn.Module):
         time_std: float = 1.5,
     ) -> None:
         super().__init__()
-        if carried := [name for name in autoencoder.heads.names if name in CARRIED]:
+        if carried := [name for name in autoencoder.heads.names if name.split(":")[0] in CARRIED]:
             raise ValueError(
                 f"static generator: found the heads {carried}, which carry what an encoded field had, wanted none of "
                 "them: a sample was never encoded"

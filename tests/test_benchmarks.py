@@ -16,7 +16,7 @@ PROMISED = {
     "codes": ["2.1 code linear, 16x16x12, net 64: floor", "2.1 code linear, 16x16x12, net 64: lead 20"],
     "ensembles": ["4.1 peak memory", "4.1 after kills the same", "4.1 decoded member / direct one", "4.1 online mean"],
     "design": ["2.2 surge, shallow water: gain, lapse / fno", "2.2 designs with the achieved", "2.2 largest violation"],
-    "exactness": ["3.3 mean vorticity after", "3.3 kolmogorov, energy and enstrophy: Newton", "3.3 heads' share of"],
+    "exactness": ["3.3 mean vorticity after", "3.3 kolmogorov, energy and enstrophy: Newton", "3.7 drift of the mass"],
     "latents": ["4 mean after decoding", "4 mass after decoding", "4 divergence after decoding"],
     "operators": ["3.1 order of finite differences 6", "3.1 order of the sphere", "3.1 spectral laplacian"],
     "physics": ["3.1 KdV soliton: order of the hermite", "3.1 burgers: right-hand side against", "3.1 burgers: least"],

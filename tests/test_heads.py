@@ -162,7 +162,7 @@ def test_heads_are_suggested_where_the_data_obeys_them() -> None:
     assert suggest_heads(flow(), losing) == ("divergence_free", "positive", "mean")
     drifting = u.clone()
     drifting[:, 3] += torch.linspace(0, 0.01, len(u))[:, None, None]
-    assert suggest_heads(flow(), drifting) == ("divergence_free", "positive", "mass")
+    assert suggest_heads(flow(), drifting) == ("divergence_free", "positive", "mass", "mean:u", "mean:v")
     diverging = u.clone()
     diverging[:, 1] += 0.1 * torch.sin(GRID.meshgrid()[1]).float()
     assert suggest_heads(flow(), diverging) == ("positive", "mass", "mean")
@@ -170,7 +170,19 @@ def test_heads_are_suggested_where_the_data_obeys_them() -> None:
     later = u.clone()
     later[-1, 0] *= 1.001  # one frame is enough
     assert "mass" not in suggest_heads(flow(), later)
-    assert set(suggest_heads(flow(), u)) <= set(HEADS) and Heads(flow(), suggest_heads(flow(), u))
+    for frames in (u, drifting):
+        assert Heads(flow(), suggest_heads(flow(), frames)).names == suggest_heads(flow(), frames)
+
+
+def test_the_mean_of_one_variable_alone() -> None:
+    spec = FieldSpec((Variable("h", "m"), Variable("q", "kg kg-1")), GRID, 1.0, "s")
+    u = torch.randn(3, 2, 16, 24)
+    carried = Heads(spec).carried(torch.randn(3, 2, 16, 24))
+    out = Heads(spec, ("mean:h",))(u, carried)
+    assert torch.equal(out[:, 1], u[:, 1])
+    torch.testing.assert_close(out[:, 0].double().mean(dim=(-2, -1)), carried[:, 0], rtol=0, atol=1e-7)
+    with pytest.raises(ValueError, match=r"unknown heads mean:x; known: .*mean:h, mean:q"):
+        Heads(spec, ("mean:x",))
 
 
 def test_one_frame_tells_nothing_of_conservation() -> None:
