@@ -13,7 +13,8 @@ its own, and every contender gets the same ones; truth and members are then exch
 calibrated.
 
 *long*: the members of one start run for 1,000 frames. Their spectra, in five bands, are held against the least and the
-largest power of that band in the frames of the test trajectories.
+largest power of that band in the frames of the test trajectories; what share of the frames of the training trajectories
+lies in there is the most that can be asked for.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def evaluate(forecast: Forecaster, data: FieldData, u: Tensor, case: str, member
 def long_run(forecast: Forecaster, data: FieldData, u: Tensor) -> dict[str, Any]:
     """`LONG` frames of `MEMBERS` members from ``u (1, C, *space)``: finite ones, spectra against the truth's range."""
     normaliser, grid = data.normaliser, data.spec.grid
-    truth = torch.cat([band_power(normaliser(f)[:, 0], grid, EDGES) for f, _ in data.frames("test")])
+    truth = powers_of(data, "test")
     least, largest = truth.min(dim=0).values, truth.max(dim=0).values
     inside, finite, powers = [], True, []
     generators = [member_generator(0, 0.0, m) for m in range(MEMBERS)]
@@ -101,6 +102,17 @@ def long_run(forecast: Forecaster, data: FieldData, u: Tensor) -> dict[str, Any]
         "inside": float(torch.stack(inside).double().mean()),
         "bands": (half / truth.mean(dim=0)).tolist(),
     }
+
+
+def powers_of(data: FieldData, split: Any) -> Tensor:
+    """Band powers ``(frames, bands)`` of the frames of a split."""
+    return torch.cat([band_power(data.normaliser(f)[:, 0], data.spec.grid, EDGES) for f, _ in data.frames(split)])
+
+
+def truth_inside(data: FieldData) -> float:
+    """The share of the training trajectories' band powers within the range of the test trajectories'."""
+    other, test = powers_of(data, "train"), powers_of(data, "test")
+    return float(((other >= test.min(dim=0).values) & (other <= test.max(dim=0).values)).double().mean())
 
 
 def contend(name: str, size: int, seed: int, minutes: float, data_path: Path) -> dict[str, Any]:
@@ -232,6 +244,8 @@ def main() -> None:
     saturation = next((k for k, e in enumerate(drift, start=1) if e >= 0.95 * max(drift)), LEADS)
     rows = compare(size, scores, saturation, f"at {options.size}², {options.minutes:g} CPU min")
     rows.append(Row(f"2.1 persistence rmse lead 1 at {options.size}²", drift[0], None, None, "σ"))
+    check = f"2.1 training trajectories within the test trajectories' range at {options.size}²"
+    rows.append(Row(check, truth_inside(data), None, None, "share"))
     rows.append(Row(f"2.1 persistence saturates at {options.size}²", saturation, None, None, "frames"))
     minutes = (time.perf_counter() - begin) / 60
     path = record("forecast", rows, minutes, stage=f"{options.size}-{options.minutes:g}")
