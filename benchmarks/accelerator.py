@@ -2,7 +2,7 @@
 
     python benchmarks/accelerator.py [--only agreement forecast training ranks] [--device cuda]
 
-*agreement*: a forecast of every shipped model of fields on the accelerator against the same members on the processor.
+*agreement*: a forecast of `kolmogorov64` on the accelerator against the same members on the processor.
 *forecast*: member-frames a second of the networks of `benchmarks/forecast.py` with random weights, as their cost does
 not depend on them, in float32, with TF32, in bfloat16 and compiled; and of the solver, many states at a time.
 *training*: windows a second of the fast stage through Lightning, in the same kinds, with the memory that it takes.
@@ -25,19 +25,18 @@ from typing import Any
 import contenders
 import numpy as np
 import torch
-from speed import emulator
+from speed import emulator, frame
 
 import lapse
 from lapse.datasets.simulate import simulate
 from lapse.physics.equation import equation
 from lapse.physics.grid import Grid
-from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.emulator import State
 from lapse.surrogate.rollout import rollout
 from lapse.surrogate.stages import run_stage
 from lapse.surrogate.train import compose, field_data, new_emulator, shifts
 from record import Row, quick, record, show
 
-STAGES = ("agreement", "forecast", "training", "ranks")
 KINDS = ("float32", "tf32", "bfloat16", "bfloat16 compiled")
 MEMBERS = {64: 4096, 256: 256}  # computed together
 STEPS = 8 if quick() else 60  # of training that are timed
@@ -88,7 +87,7 @@ def agreement(device: str) -> list[Row]:
             state = State(state.z.expand(4, *state.z.shape[1:]), state.carried.expand(4, -1))
             generators = [torch.Generator().manual_seed(m) for m in range(4)]
             frames = [f.cpu() for _, f in rollout(net, state, max(leads), "fast", generators)]
-        found.setdefault((where, kind), frames)
+        found[where, kind] = frames
     model.emulator.to("cpu")
     reference = found["cpu", "float32"]
     for (where, kind), frames in found.items():
@@ -98,24 +97,6 @@ def agreement(device: str) -> list[Row]:
             check = f"2.2 accelerator, kolmogorov64, {kind}: difference from the processor, lead {k}"
             rows.append(Row(check, error, None, target, "relative"))
     return rows
-
-
-def frame(net: Emulator, members: int, mode: Any, decode: bool, device: str, bf16: bool) -> Callable[[], None]:
-    """One frame of so many members."""
-    state = State(
-        torch.randn(members, 1, *net.latent_shape, device=device),
-        torch.zeros(members, 1, dtype=torch.float64, device=device),
-    )
-    noise = torch.randn(members, net.noise_size(mode), device=device)
-
-    @torch.no_grad()
-    def run() -> None:
-        with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
-            out = net.advance(state, noise, None, mode)
-            if decode:
-                net.decode(out)
-
-    return run
 
 
 def forecast(device: str) -> list[Row]:
@@ -141,33 +122,24 @@ def forecast(device: str) -> list[Row]:
                 net = nets[contender]
                 if device != "cpu":
                     torch.cuda.reset_peak_memory_stats()
-                with kind_of(kind):
-                    job = frame(net, members, mode, decode, device, kind.startswith("bf"))
+                half = torch.autocast(device, torch.bfloat16) if kind.startswith("bf") else nullcontext()
+                with kind_of(kind), half:
+                    job = frame(net, mode, decode, members)
                     rates[name] = members / seconds(job, device, 3 if "diffusion" in name else 5)
-                rows.append(
-                    Row(f"2.2 accelerator, {name}, {kind}, {size}²", rates[name], None, None, "member-frames/s")
-                )
+                check = f"2.2 accelerator, {name}, {kind}, {size}²"
+                rows.append(Row(check, rates[name], None, None, "member-frames/s"))
                 if device != "cpu" and kind == "float32":
                     peak = torch.cuda.max_memory_allocated() / 2**30
-                    rows.append(
-                        Row(f"2.2 accelerator, {name}: memory at {members} members, {size}²", peak, None, None, "GiB")
-                    )
+                    check = f"2.2 accelerator, {name}: memory at {members} members, {size}²"
+                    rows.append(Row(check, peak, None, None, "GiB"))
             if "pixel diffusion 16" in rates:
                 ratio = rates["lapse fast, decoded"] / rates["pixel diffusion 16"]
-                rows.append(
-                    Row(
-                        f"2.2 accelerator, pixel diffusion 16 / fast decoded, {kind}, {size}²",
-                        ratio,
-                        None,
-                        None,
-                        "times",
-                    )
-                )
+                check = f"2.2 accelerator, pixel diffusion 16 / fast decoded, {kind}, {size}²"
+                rows.append(Row(check, ratio, None, None, "times"))
             for what in ("decoded", "latents"):
                 ratio = rates[f"lapse fast, {what}"] / rates["pixel crps"]
-                rows.append(
-                    Row(f"2.2 accelerator, pixel crps / fast {what}, {kind}, {size}²", ratio, None, None, "times")
-                )
+                check = f"2.2 accelerator, pixel crps / fast {what}, {kind}, {size}²"
+                rows.append(Row(check, ratio, None, None, "times"))
         viscosity, interval = (0.012, 0.2) if size == 64 else (0.001, 0.1)
         law = equation("kolmogorov", Grid.periodic_box(size), viscosity=viscosity)
         many = 4 if quick() else 256
@@ -247,21 +219,10 @@ def ranks(device: str) -> list[Row]:
             command += ["--rank", str(path), str(out), "--device", device]
             subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
             rates[n] = n * float(out.read_text())
+    one, two = "one process under torchrun, 32 windows of 4 frames", "two processes on one accelerator / one"
     return [
-        Row(
-            "2.2 accelerator, training, one process under torchrun, 32 windows of 4 frames",
-            rates[1],
-            None,
-            None,
-            "windows/s",
-        ),
-        Row(
-            "2.2 accelerator, training, two processes on one accelerator / one",
-            rates[2] / rates[1],
-            None,
-            None,
-            "ratio",
-        ),
+        Row(f"2.2 accelerator, training, {one}", rates[1], None, None, "windows/s"),
+        Row(f"2.2 accelerator, training, {two}", rates[2] / rates[1], None, None, "ratio"),
     ]
 
 
@@ -281,6 +242,9 @@ def rank(path: Path, out: Path, device: str) -> None:
         out.write_text(str(rate))
 
 
+STAGES = {"agreement": agreement, "forecast": forecast, "training": training, "ranks": ranks}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
@@ -293,7 +257,7 @@ def main() -> None:
         return
     for name in options.only:
         begin = time.perf_counter()
-        rows: list[Row] = globals()[name](options.device)
+        rows = STAGES[name](options.device)
         path = record("accelerator", rows, (time.perf_counter() - begin) / 60, stage=name)
         show(rows, path)
 

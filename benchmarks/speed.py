@@ -47,10 +47,12 @@ def emulator(name: str, size: int) -> Emulator:
 
 
 @torch.no_grad()
-def frame(net: Emulator, mode: str, decode: bool) -> Callable[[], None]:
-    """One frame of `MEMBERS` members."""
-    state = State(torch.randn(MEMBERS, 1, *net.latent_shape), torch.zeros(MEMBERS, 1, dtype=torch.float64))
-    noise = torch.randn(MEMBERS, net.noise_size(mode))  # type: ignore[arg-type]
+def frame(net: Emulator, mode: str, decode: bool, members: int = MEMBERS) -> Callable[[], None]:
+    """One frame of so many members, on the device of the networks."""
+    at = net.increment.device
+    carried = torch.zeros(members, 1, dtype=torch.float64, device=at)
+    state = State(torch.randn(members, 1, *net.latent_shape, device=at), carried)
+    noise = torch.randn(members, net.noise_size(mode), device=at)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def run() -> None:

@@ -181,9 +181,14 @@ class Emulator(nn.Module):
         z = self.autoencoder.encode(self.autoencoder.decode(frames, at), at).z
         return State(z.reshape(shape), state.carried)
 
-    def due(self, frame: int) -> bool:
-        """Whether a rollout that has made so many frames goes on from the `refreshed` state."""
-        return self.refresh is not None and frame > 0 and frame % self.refresh == 0
+    def resumed(self, state: State, frame: int, phases: Tensor | None = None) -> State:
+        """What a rollout goes on from after so many frames: ``state``, every `refresh` frames the `refreshed` one.
+
+        ``phases (frames + 1, 4)`` are those of the rollout, from the initial frame on.
+        """
+        if self.refresh is None or frame == 0 or frame % self.refresh:
+            return state
+        return self.refreshed(state, None if phases is None else phases[frame + 1 - self.history : frame + 1])
 
     # one frame
 

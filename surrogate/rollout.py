@@ -64,8 +64,7 @@ def march(
         return None if phase is None else phase[k].to(state.z).expand(batch, 4)
 
     for k in range(steps):
-        if emulator.due(k):
-            state = emulator.refreshed(state, None if phase is None else phase[k + 1 - emulator.history : k + 1])
+        state = emulator.resumed(state, k, phase)
         noise = draw(generators, size).to(state.z) if size else None
         state = emulator.advance(state, noise, at(k), mode)
         # The mean net forecasts the mean: a drawn decoder error would only add to its error.

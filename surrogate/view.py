@@ -174,10 +174,7 @@ class _Rollout:
         phase = self._phase(k)
 
         def one_frame(z: Tensor, carried: Tensor) -> Tensor:
-            state = State(z, carried)
-            if self.emulator.due(k):
-                along = None if self.phase is None else self.phase[k + 1 - self.emulator.history : k + 1]
-                state = self.emulator.refreshed(state, along)
+            state = self.emulator.resumed(State(z, carried), k, self.phase)
             return self.emulator.advance(state, noise, phase, self.mode).z
 
         self.states.append(State(self._run(one_frame, last.z, last.carried), last.carried))
