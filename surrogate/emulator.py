@@ -8,7 +8,7 @@ With z the latents of the last frames, ℓ(z) a start that needs no network and 
 
 ℓ is persistence, z₀, and q is 0; or ℓ is a linear map fitted before and q its innovation, which G then sees as its maps
 of noise (`Propagator`). M, F (inside x̂) and G are three sets of weights of one `Backbone`; G starts from M. A rollout
-stays in latent space, but for a rare `refreshed` frame. Noise always comes from outside, as a flat vector of
+stays in latent space, but for a rare refreshed frame (`rollout`). Noise always comes from outside, as a flat vector of
 `noise_size` numbers a member and frame, so that a member is a function of its own generator and of nothing else.
 """
 
@@ -168,27 +168,6 @@ class Emulator(nn.Module):
         if limit is not None:
             z = saturate(z, limit)
         return State(torch.cat([state.z[:, 1:], z[:, None]], dim=1), state.carried)
-
-    def refreshed(self, state: State, phase: Tensor | None = None) -> State:
-        """The same fields as the encoder tells them: each frame of ``state`` decoded and encoded.
-
-        Training looks at latents through the decoder alone, so what the decoder does not see of them is free to grow;
-        in runs of hundreds of frames it would. ``phase (history, 4)`` is that of the frames, oldest first.
-        """
-        shape = state.z.shape
-        at = None if phase is None else phase.to(state.z).repeat(shape[0], 1)
-        frames = Latent(state.z.flatten(0, 1), state.carried.repeat_interleave(shape[1], dim=0))
-        z = self.autoencoder.encode(self.autoencoder.decode(frames, at), at).z
-        return State(z.reshape(shape), state.carried)
-
-    def resumed(self, state: State, frame: int, phases: Tensor | None = None) -> State:
-        """What a rollout goes on from after so many frames: ``state``, every `refresh` frames the `refreshed` one.
-
-        ``phases (frames + 1, 4)`` are those of the rollout, from the initial frame on.
-        """
-        if self.refresh is None or frame == 0 or frame % self.refresh:
-            return state
-        return self.refreshed(state, None if phases is None else phases[frame + 1 - self.history : frame + 1])
 
     # one frame
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..autoencoder.model import Latent
 from .emulator import Emulator, Mode, State
 from .noise import draw
 
-__all__ = ["finite_members", "march", "repeat_state", "rollout"]
+__all__ = ["finite_members", "march", "refreshed", "repeat_state", "resumed", "rollout"]
 
 
 def rollout(
@@ -64,12 +65,35 @@ def march(
         return None if phase is None else phase[k].to(state.z).expand(batch, 4)
 
     for k in range(steps):
-        state = emulator.resumed(state, k, phase)
+        state = resumed(emulator, state, k, phase)
         noise = draw(generators, size).to(state.z) if size else None
         state = emulator.advance(state, noise, at(k), mode)
         # The mean net forecasts the mean: a drawn decoder error would only add to its error.
         errors = bool(decode_size and generators) and mode != "mean"
         yield state, at(k + 1), draw(generators, decode_size).to(state.z) if errors else None
+
+
+def resumed(emulator: Emulator, state: State, frame: int, phases: Tensor | None = None) -> State:
+    """What a rollout goes on from after so many frames: ``state``, every `Emulator.refresh` frames a `refreshed` one.
+
+    ``phases (frames + 1, 4)`` are those of the rollout, from the initial frame on.
+    """
+    if emulator.refresh is None or frame == 0 or frame % emulator.refresh:
+        return state
+    return refreshed(emulator, state, None if phases is None else phases[frame + 1 - emulator.history : frame + 1])
+
+
+def refreshed(emulator: Emulator, state: State, phase: Tensor | None = None) -> State:
+    """The same fields as the encoder tells them: each frame of ``state`` decoded and encoded.
+
+    Training looks at latents through the decoder alone, so what the decoder does not see of them is free to grow; in
+    runs of hundreds of frames it would. ``phase (history, 4)`` is that of the frames, oldest first.
+    """
+    shape, autoencoder = state.z.shape, emulator.autoencoder
+    at = None if phase is None else phase.to(state.z).repeat(shape[0], 1)
+    frames = Latent(state.z.flatten(0, 1), state.carried.repeat_interleave(shape[1], dim=0))
+    z = autoencoder.encode(autoencoder.decode(frames, at), at).z
+    return State(z.reshape(shape), state.carried)
 
 
 def repeat_state(state: State, members: int) -> State:

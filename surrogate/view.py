@@ -26,6 +26,7 @@ from ..datasets.problem import Problem, SpecError
 from ..datasets.spec import FieldSpec
 from .emulator import Emulator, Mode, State
 from .noise import draw, member_generator
+from .rollout import resumed
 
 __all__ = ["ForecastView", "rolled", "viewed"]
 
@@ -174,7 +175,7 @@ class _Rollout:
         phase = self._phase(k)
 
         def one_frame(z: Tensor, carried: Tensor) -> Tensor:
-            state = self.emulator.resumed(State(z, carried), k, self.phase)
+            state = resumed(self.emulator, State(z, carried), k, self.phase)
             return self.emulator.advance(state, noise, phase, self.mode).z
 
         self.states.append(State(self._run(one_frame, last.z, last.carried), last.carried))

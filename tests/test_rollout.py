@@ -11,7 +11,7 @@ from lapse.physics.spectrum import band_power
 from lapse.surrogate.emulator import Emulator, State
 from lapse.surrogate.model import Model
 from lapse.surrogate.noise import member_generator
-from lapse.surrogate.rollout import finite_members, repeat_state, rollout
+from lapse.surrogate.rollout import finite_members, refreshed, repeat_state, rollout
 
 
 def generators(count: int, first: int = 0) -> list[torch.Generator]:
@@ -90,7 +90,7 @@ def test_a_rollout_goes_on_from_the_encoders_latents_every_so_often(tiny_model: 
         found = [s for s, _ in rollout(emulator, start, 3, "mean")]
         free = emulator.advance(emulator.advance(start, mode="mean"), mode="mean")
         assert torch.equal(found[1].z, free.z)
-        again = emulator.refreshed(free)
+        again = refreshed(emulator, free)
         for k in range(2):
             before = emulator.decode(State(free.z[:, : k + 1], free.carried))
             z = emulator.autoencoder.encode(before).z
