@@ -18,6 +18,7 @@ from lapse.datasets.time import phase as phase_of
 from lapse.physics.grid import Grid
 from lapse.surrogate import cli
 from lapse.surrogate.augment import AugmentWarning, _phases
+from lapse.surrogate.bloch import Bloch
 from lapse.surrogate.climate import Climate, fit_climate
 from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.model import Model
@@ -61,8 +62,8 @@ def drift() -> Model:
     root = Q @ torch.from_numpy(vector * np.sqrt(value.clip(0)) @ vector.T) @ Q.T
     nought = torch.zeros(1, dtype=torch.float64)
     model.climate = Climate(
-        torch.ones(16, 2, 2, dtype=torch.float64), root[None].to(torch.complex128), (2, 2), nought, nought,
-        torch.full((1,), 1e-4, dtype=torch.float64),
+        torch.ones(16, 2, 2, dtype=torch.float64), Bloch(root[None].to(torch.complex128), (16, 2, 2), (2, 2)), nought,
+        nought, torch.full((1,), 1e-4, dtype=torch.float64),
     )  # fmt: skip
     return model
 

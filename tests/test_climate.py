@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from lapse import SpecError
-from lapse.surrogate.climate import Climate, cell_mean, fit_climate, from_waves, periods, to_waves
+from lapse.surrogate.bloch import Bloch, cell_mean, from_waves, to_waves
+from lapse.surrogate.climate import Climate, fit_climate, periods
 from lapse.surrogate.model import Model
+from lapse.surrogate.modulated import Modulated
 from lapse.surrogate.package import load
 
 
 def shrunk_climate(z: torch.Tensor, cell: tuple[int, ...]) -> Climate:
     """The climate of latents as they are, without an autoencoder."""
-    from lapse.surrogate.climate import _root
-
     mean = cell_mean(z.mean(dim=0), cell)
     nought = torch.zeros(1, dtype=torch.float64)
-    return Climate(mean, _root(to_waves(z - mean, cell)), cell, nought, nought, torch.zeros(1))
+    return Climate(mean, Bloch.fit(z - mean, cell).to(mean), nought, nought, torch.zeros(1))
 
 
 @pytest.mark.parametrize("cell", [(4, 6), (1, 1), (2, 3), (4, 1)])
@@ -59,6 +59,55 @@ def test_periods_follow_the_shifts_of_the_training(make_model: Callable[..., Mod
     assert periods(network, ("y", "x"), {}) == (4, 4)
     assert periods(network, ("y", "x"), {"x": 1, "y": 8}) == (2, 1)
     assert periods(network, ("y", "x"), {"y": 6}) == (4, 4)  # 12 cells do not divide 16
+
+
+def smooth_fields(count: int, n: int, width: float, seed: int) -> torch.Tensor:
+    """Draws of a Gaussian with the covariance exp(−½ (d/width)²) on a line, ``(count, 1, n)``."""
+    i = torch.arange(n, dtype=torch.float64)
+    C = torch.exp(-0.5 * ((i[:, None] - i) / width).square()) + 1e-9 * torch.eye(n, dtype=torch.float64)
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(count, n, generator=g, dtype=torch.float64) @ torch.linalg.cholesky(C).T)[:, None]
+
+
+def test_modulated_anomalies_have_the_localised_covariance() -> None:
+    """(1 − a) S ∘ ρ + a diag S, entry by entry, within the sampling error; on a ring ρ goes round."""
+    a = torch.randn(7, 2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    root = Modulated(a, (False, True), radius=2.0, share=0.1)
+    g = torch.Generator().manual_seed(1)
+    draws = root(torch.randn(20000, root.size, dtype=torch.float64, generator=g)).flatten(1)
+    S = a.flatten(1).T @ a.flatten(1) / 7
+    y, x = torch.meshgrid(torch.arange(3.0), torch.arange(8.0), indexing="ij")
+    chord = 8 / torch.pi * torch.sin(torch.pi / 8 * (x.flatten()[:, None] - x.flatten()))
+    rho = torch.exp(-0.5 * ((y.flatten()[:, None] - y.flatten()).square() + chord.square()) / 4).repeat(2, 2)
+    wanted = 0.9 * S * rho + 0.1 * torch.diag(S.diagonal())
+    assert (draws.T @ draws / len(draws) - wanted).abs().max() < 0.06 * wanted.diagonal().max()
+
+
+def test_a_short_record_is_localised_as_far_as_it_must() -> None:
+    """Of 40 fields with a reach of 3 cells: nearer to the truth than the sample covariance, and neighbours agree."""
+    z = smooth_fields(40, 60, 3.0, seed=0)
+    root = Modulated.fit(z, (False,))
+    assert 2.0 <= root.radius <= 14.0 and root.share <= 0.03
+    g = torch.Generator().manual_seed(1)
+    draws = root(torch.randn(4000, root.size, generator=g)).double()[:, 0]
+    i = torch.arange(60.0)
+    truth = torch.exp(-0.5 * ((i[:, None] - i) / 3.0).square())
+    mine, sample = draws.T @ draws / len(draws), z[:, 0].T @ z[:, 0] / len(z)
+    assert (mine - truth).square().mean() < 0.5 * (sample - truth).square().mean()
+    assert float((draws[:, :-1] * draws[:, 1:]).mean() / draws.square().mean()) > 0.85
+
+
+def test_large_latents_have_a_climate_too(
+    tmp_path: Path, make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lapse.surrogate.climate.LARGEST", 10)
+    model = make_model()
+    model.climate = fit_climate(model.emulator, torch.randn(40, 2, 1, 16, 16))
+    assert isinstance(model.climate.root, Modulated)
+    back = load(model.save(tmp_path / "large")).climate
+    x = torch.randn(3, model.climate.size)
+    assert back is not None and torch.allclose(back(x), model.climate(x), atol=2e-3)
+    assert back(x).shape == (3, *model.climate.mean.shape)
 
 
 def test_a_file_belongs_to_one_model(tmp_path: Path, make_model: Callable[..., Model]) -> None:
