@@ -22,7 +22,7 @@ endif
 export PYTHONDONTWRITEBYTECODE =
 
 # A benchmark is named after its noun; these are what benchmarks share.
-benches = $(filter-out record tables contenders searches,$(basename $(notdir $(wildcard benchmarks/*.py))))
+benches = $(filter-out record tables contenders interpolators searches,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types layers check results clean distclean

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from lapse.datasets.normalise import harmonics
 from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.metrics import central_coverage, fair_crps, gaussian_crps, rank, spread_factor
+from lapse.surrogate.model import Model
 from lapse.surrogate.noise import member_generator
 from lapse.surrogate.package import load
 from lapse.surrogate.rollout import repeat_state, rollout
@@ -147,8 +148,8 @@ def forecasts(
     return out
 
 
-def run(name: str) -> list[Row]:
-    """Rows of one case."""
+def trained(name: str) -> tuple[dict[str, Any], Model]:
+    """The config of a case and its model, the shipped one or one that is trained where it is not there."""
     case = CASES[name]
     overrides = [f"experiment={case.experiment}", f"data.path={case.path}", f"out={WORK / name}"]
     if quick():
@@ -156,12 +157,16 @@ def run(name: str) -> list[Row]:
         overrides += [f"training.{s}.steps=3" for s in ("error", "mean", "fast")]
         overrides += [f"out={WORK / 'quick' / name}"]
     config = compose(overrides)
-    x, phase, u, w = fields_of(case, config)
     if case.model is not None and not quick():
-        model = load(case.model)
-    else:
-        folder = Path(config["out"]) / "model"
-        model = load(folder) if folder.exists() else train(config, progress=False)
+        return config, load(case.model)
+    folder = Path(config["out"]) / "model"
+    return config, load(folder) if folder.exists() else train(config, progress=False)
+
+
+def run(name: str) -> list[Row]:
+    """Rows of one case."""
+    case, (config, model) = CASES[name], trained(name)
+    x, phase, u, w = fields_of(case, config)
     frames = len(x)
     cut = int(0.7 * frames)
     leads = list(case.leads)

@@ -1,0 +1,156 @@
+"""Real fields with holes: `model.augment` against optimal interpolation and climatology.
+
+    python benchmarks/gaps.py [--only sst currents] [--windows 4]                                    (make bench-gaps)
+
+    sst        NOAA ERSSTv5 (Huang et al. 2017), five months of which a tenth of the cells, always the same, is known
+    currents   ESA GlobCurrent v2 (Rio et al. 2014), three days from which slanted swaths are cut that move by three
+               cells a day, half of the region
+
+The models are those of the climate benchmark, trained on the first 70 % of each record; the windows lie in the rest.
+What is known is known exactly. Errors are root mean squares over the hidden cells of all frames, by area, of the
+ensemble mean.
+
+Optimal interpolation knows the climatology of the training period, cell by cell, and the deviation from it; its
+covariance is a function of distance and time (`interpolators.Kriging`). It is given the benefit of the doubt: reach,
+decay, shape and nugget are those with the least error in the first test window itself. Data: see the climate benchmark.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from climate import CASES, fields_of, trained
+from interpolators import Kriging
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lapse.datasets.normalise import harmonics
+from lapse.datasets.open import open_dataset
+from lapse.surrogate.metrics import central_coverage, fair_crps, gaussian_crps, rank, spread_factor
+from record import Row, quick, record, show
+
+FRAMES = {"sst": 2, "currents": 2} if quick() else {"sst": 5, "currents": 3}
+SAMPLES, ENSEMBLE = (4, 16) if quick() else (16, 128)
+SHARE, SWATH = 0.1, 6  # of the cells that are known; cells across a swath
+Bools = NDArray[np.bool_]
+
+
+def known(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Bools:
+    """What is known, ``(T, y, x)``."""
+    if name == "sst":
+        return np.broadcast_to(rng.random(shape[1:]) < SHARE, shape)
+    t, y, x = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    return (x + y // 2 + 3 * t + rng.integers(2 * SWATH)) // SWATH % 2 == 0
+
+
+def run(name: str, windows: int) -> list[Row]:
+    case, (config, model) = CASES[name], trained(name)
+    options, spec = config["data"], model.spec
+    chosen = {"variables": list(spec.names)} | ({"time_units": options["time_units"]} if options["time_units"] else {})
+    ds = model.check(open_dataset(case.path, **chosen))
+    x, phase, fields, _ = fields_of(case, config)
+    mask = spec.mask_tensor().numpy()  # (C, y, x)
+    cut, count = int(0.7 * len(x)), FRAMES[name]
+    basis = harmonics(torch.from_numpy(phase), *options["climatology"]).numpy()
+    fit = np.linalg.lstsq(basis[:cut], fields[:cut].reshape(cut, -1), rcond=None)[0]
+    climate = (basis @ fit).reshape(fields.shape)
+    std = (fields[:cut] - climate[:cut]).std(axis=0)
+    lat, lon = (np.asarray(spec.grid.axes[i].coordinates) for i in (0, 1))
+    Y, X = np.meshgrid(lat, lon, indexing="ij")
+    area = np.broadcast_to(np.cos(np.deg2rad(Y)), mask.shape)
+    krigings = [Kriging(Y[m], X[m]) for m in mask]
+    settings: list[tuple[float, ...]] = []
+    starts = np.linspace(cut, len(fields) - count, windows + 2).astype(int)[1:-1]
+    found: list[dict[str, float]] = []
+    for w, start in enumerate(starts):
+        rng, window = np.random.default_rng(w), slice(int(start), int(start) + count)
+        truth = fields[window]
+        where = known(name, (count, *truth.shape[2:]), rng)[:, None] & mask
+        hidden = ~where & mask
+        weights = np.where(hidden, area, 0.0)
+        observed = ds.isel(time=window).copy()
+        for c, n in enumerate(spec.names):
+            seen = xr.DataArray(where[:, c], dims=("time", *spec.grid.names))
+            observed[n] = observed[n].where(seen)
+        begin = time.process_time()
+        out = model.augment(observed, SAMPLES, error=0.0, ensemble=ENSEMBLE, progress=False)
+        seconds = time.process_time() - begin
+        samples = np.stack([out[n].values for n in spec.names], axis=2)  # (samples, T, C, y, x)
+        estimate = np.zeros_like(truth)
+        for c, kriging in enumerate(krigings):
+            m = mask[c]
+            a = torch.from_numpy(((truth[:, c] - climate[window][:, c]) / np.maximum(std[c], 1e-6))[:, m]).float()
+            seen, unseen = torch.from_numpy(where[:, c][:, m]), torch.from_numpy(weights[:, c][:, m] * std[c][m] ** 2)
+
+            def score(e: Tensor, a: Tensor = a, unseen: Tensor = unseen) -> float:
+                return float(((e - a).square() * unseen).sum())
+
+            if len(settings) <= c:
+                settings.append(kriging.best(a, seen, score))
+                print(f"{spec.names[c]}: interpolation with length, decay, power, nugget {settings[c]}", flush=True)
+            estimate[:, c][:, m] = kriging(a, seen, *settings[c]).numpy() * std[c][m] + climate[window][:, c][:, m]
+
+        def rms(e: Any, truth: Any = truth, weights: Any = weights) -> float:
+            return float(np.sqrt((np.where(weights > 0, e - truth, 0.0) ** 2 * weights).sum() / weights.sum()))
+
+        ensemble, y, v = samples[:, hidden].astype(np.float64), truth[hidden], weights[hidden]
+        covered = central_coverage(rank(ensemble, y, np.random.default_rng(0)), SAMPLES, (0.9,))[0]
+        dressed = gaussian_crps(climate[window][hidden], np.broadcast_to(std, truth.shape)[hidden], y)
+        off = np.where(where, np.abs(samples - truth).max(axis=0), 0.0)
+        found.append({
+            "augment": rms(np.nan_to_num(samples.mean(axis=0))), "optimal interpolation": rms(estimate),
+            "climatology": rms(climate[window]), "crps": float((fair_crps(ensemble, y) * v).sum() / v.sum()),
+            "crps of climatology": float((dressed * v).sum() / v.sum()),
+            "coverage": float((covered * v).sum() / v.sum()),
+            "variance": float((ensemble.var(axis=0, ddof=1) * v).sum() / v.sum()),
+            "misfit": float(np.nanmax(off)), "seconds": seconds,
+        })  # fmt: skip
+        print({k: round(f, 4) for k, f in found[-1].items()}, flush=True)
+    return rows(found, case.label, case.units)
+
+
+def rows(found: list[dict[str, float]], label: str, units: str) -> list[Row]:
+    def each(name: str) -> list[float]:
+        return [f[name] for f in found]
+
+    def row(what: str, values: list[float], unit: str, target: str | None = None) -> Row:
+        return Row(f"4.3 {label}: {what}", float(np.mean(values)), (min(values), max(values)), target, unit)
+
+    def ratio(a: str, b: str, target: str) -> Row:
+        value, spread = sum(each(a)) / sum(each(b)), [x / y for x, y in zip(each(a), each(b), strict=True)]
+        return Row(f"4.3 {label}: {a} / {b}", value, (min(spread), max(spread)), target, "ratio")
+
+    squares = float(np.square(each("augment")).mean())
+    skill = float(np.sqrt(spread_factor(SAMPLES) * np.mean(each("variance")) / squares))
+    return [
+        *(row(f"rmse of {n}", each(n), units) for n in ("augment", "optimal interpolation", "climatology")),
+        ratio("augment", "optimal interpolation", "<= 1.0"), ratio("augment", "climatology", "<= 0.9"),
+        ratio("crps", "crps of climatology", "<= 0.9"),
+        row("coverage of 90 % intervals", each("coverage"), "1", "0.85..0.95"),
+        Row(f"4.3 {label}: spread/skill", skill, None, None, "ratio"),
+        row("largest misfit at what is known", each("misfit"), units, "<= 1e-4"),
+        row("processor time of a window", each("seconds"), "s"),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=sorted(FRAMES), default=sorted(FRAMES))
+    parser.add_argument("--windows", type=int, default=1 if quick() else 4)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.only:
+        if not CASES[name].path.exists():
+            print(f"{name}: skipped, {CASES[name].label} was not found; set LAPSE_DATA")
+            continue
+        begin = time.process_time()
+        figures = run(name, options.windows)
+        note = f"{CASES[name].label}: {options.windows} windows of {FRAMES[name]} frames, {SAMPLES} samples; one seed"
+        show(figures, record("gaps", figures, (time.process_time() - begin) / 60, note, stage=name))
+
+
+if __name__ == "__main__":
+    main()
