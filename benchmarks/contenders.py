@@ -208,9 +208,11 @@ class PlainFNO(nn.Module):
         return x + self.scale * self.net(x)
 
 
-def train_fno(size: int, seed: int, minutes: float, data_path: Path, folder: Path) -> tuple[NoisyInput, FieldData, int]:
+def train_fno(
+    size: int, seed: int, minutes: float, data_path: Path, folder: Path, overrides: Sequence[str] = ()
+) -> tuple[NoisyInput, FieldData, int]:
     """The FNO, its data, and its steps; its noise is still to be chosen."""
-    config = compose([*settings(size, data_path, "fno"), f"seed={seed}"])
+    config = compose([*settings(size, data_path, "fno"), f"seed={seed}", *overrides])
     torch.manual_seed(seed)
     data = field_data(config)
     normaliser, shift = data.normaliser, shifts(config, data.spec)(seed)

@@ -32,7 +32,9 @@ def enlarge(
     trajectories share their times, hence the last frame is the only start.
 
     Returns:
-        Dataset over ``(trajectory, time, *space)``; numeric times count from the start, as ``start_time`` says.
+        Dataset over ``(trajectory, time, *space)``. Numeric times are those of ``ds``, from its first on, whatever the
+        ``start_time``, so that the trajectories can be joined to those that ``ds`` is one of; a coordinate
+        ``trajectory`` counts them if ``ds`` has one.
     """
     from .augment import attributes, generated
 
@@ -58,7 +60,8 @@ def enlarge(
     flat = fc.stack(trajectory=("member", "init_time"), create_index=False).isel(trajectory=slice(0, samples))
     leads = lead_coordinate(spec, steps)
     if spec.calendar is None:
-        time = xr.DataArray(leads.values, dims="time", attrs={"units": spec.time_units, "standard_name": "time"})
+        beyond = times[-1] + leads.values[: max(0, steps - len(times))]
+        time = xr.DataArray(np.concatenate([times[:steps], beyond]), dims="time", attrs=whole["time"].attrs)
     else:
         time = xr.DataArray(fc["valid_time"].values[0], dims="time", attrs={"standard_name": "time"})
     order = ("trajectory", "time", *spec.grid.names)
@@ -74,6 +77,8 @@ def enlarge(
         }
     )
     out = out.isel(trajectory=np.flatnonzero(~blown))  # `forecast` has warned of them, and nobody trains on NaN
+    if "trajectory" in ds.coords:
+        out = out.assign_coords(trajectory=np.arange(out.sizes["trajectory"]))
     what = f"{out.sizes['trajectory']} trajectories of {steps} frames"
     out = out.assign_attrs(attributes(model, str(whole.attrs.get("history", "")), what, seed))
     return out.assign_attrs(

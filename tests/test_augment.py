@@ -330,6 +330,16 @@ def test_generated_trajectories_can_be_trained_on(model: Model, analyses: xr.Dat
     assert next(iter(data.windows("train"))).fields.shape == (2, 3, 1, 16, 16)
 
 
+def test_generated_trajectories_join_those_that_they_started_from(model: Model, analyses: xr.Dataset) -> None:
+    """As `simulate` writes them, with numbers; nothing is filled up with NaN."""
+    numbers = xr.DataArray(np.arange(2), dims="trajectory")
+    real = analyses.expand_dims(trajectory=numbers).assign_coords(generated=("trajectory", np.zeros(2, np.int8)))
+    made = model.augment(real.isel(trajectory=0), 3, steps=real.sizes["time"], progress=False)
+    both = xr.concat([real, made.drop_vars("start_time")], "trajectory")
+    assert both.sizes == {**real.sizes, "trajectory": 5} and not bool(both["vorticity"].isnull().any())
+    assert both["generated"].values.tolist() == [0, 0, 1, 1, 1]
+
+
 def test_trajectories_are_forecasts_and_grow(model: Model, analyses: xr.Dataset) -> None:
     few, many = (model.augment(analyses, n, steps=2, progress=False) for n in (3, 9))
     assert np.array_equal(few["vorticity"], many["vorticity"][:3])
