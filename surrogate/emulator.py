@@ -27,6 +27,7 @@ from ..physics.equation import Equation
 from .backbone import Backbone, fourier_features
 from .correction import Correction
 from .denoiser import PreconditionedDenoiser
+from .gain import SpectralGain
 from .propagator import Propagator
 from .residual import ResidualOperator
 from .sampler import SAMPLERS
@@ -316,6 +317,8 @@ class Emulator(nn.Module):
     def corrected(self, before: State, after: State, phase: Tensor | None = None) -> State:
         """The frame ``after``, moved by the gain to what the residual operator expects after ``before``."""
         correction, expected = self.part("correction"), self.expect(before, phase)
+        if isinstance(correction.gain, SpectralGain):  # K R_φ without a decode
+            return self.push(before, after.z[:, -1] + correction.gain.between(after.z[:, -1], expected))
         r = self.part("operator").read(self.autoencoder, correction, expected, after.z[:, -1], after.carried)
         return self.push(before, correction(after.z[:, -1], -r))
 

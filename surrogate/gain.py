@@ -6,7 +6,8 @@ latents that makes a given change δ of the projection, damped by λ, is then
 
     K_k = A_k* (A_k A_k* + λ)⁻¹                       (Tikhonov; the damped Gauss–Newton step, here exact)
 
-with λ a thousandth of the mean square singular value.
+with λ a thousandth of the mean square singular value. Where the change that is wanted is itself that from one latent to
+another, K_k A_k moves the first to the second as far as the projection sees it, without a decode.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +29,14 @@ class SpectralGain(nn.Module):
     """
 
     inverse: Tensor
+    product: Tensor
 
     def __init__(self, modes: int, channels: int, latent: Sequence[int]) -> None:
         super().__init__()
         self.latent = tuple(latent)
         half = (*self.latent[:-1], self.latent[-1] // 2 + 1)
-        self.register_buffer("inverse", torch.zeros(*half, channels, modes, 2))  # real and imaginary part
+        self.register_buffer("inverse", torch.zeros(*half, channels, modes, 2))  # K: real and imaginary part
+        self.register_buffer("product", torch.zeros(*half, channels, channels, 2))  # K A
 
     @torch.no_grad()
     def solve(self, forward: Callable[[Tensor], Tensor]) -> None:
@@ -58,9 +61,14 @@ class SpectralGain(nn.Module):
         damping = DAMPING * AA.diagonal(dim1=-2, dim2=-1).real.mean()
         K = A.mH @ torch.linalg.inv(AA + damping * torch.eye(AA.shape[-1], dtype=AA.dtype, device=AA.device))
         self.inverse.copy_(torch.view_as_real(K))
+        self.product.copy_(torch.view_as_real((K @ A).contiguous()))
 
     def forward(self, change: Tensor) -> Tensor:
         return self._filter(torch.view_as_complex(self.inverse), change)
+
+    def between(self, z: Tensor, wanted: Tensor) -> Tensor:
+        """K A (wanted − z), both latents."""
+        return self._filter(torch.view_as_complex(self.product), wanted - z)
 
     def _filter(self, multiplier: Tensor, x: Tensor) -> Tensor:
         dims = tuple(range(2, 2 + len(self.latent)))

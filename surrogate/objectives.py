@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autoencoder.model import Autoencoder, Latent
-from ..physics.equation import Equation
 from .denoiser import logit_normal
 from .emulator import Emulator, Mode, State
+from .pool import Pool
 
 __all__ = [
     "almost_fair_crps",
@@ -206,37 +206,12 @@ def correction_loss(
     return loss
 
 
-def operator_loss(
-    emulator: Emulator,
-    u: Tensor,
-    phase: Tensor,
-    known: Equation,
-    noise: float,
-    frames: int,
-    corrected: bool = False,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Mean square of D(m_φ(z₀)) − Φ(D(z₀)), normalised, over states z₀ that a forecast meets.
-
-    Of a batch of ``u (B, history, C, *space)`` the first half is rolled out by up to ``frames`` frames, ``corrected``
-    by the operator or not; then all get white noise on their latents, of a level uniform in (0, ``noise``).
-    """
+def operator_loss(emulator: Emulator, drawn: Pool) -> Tensor:
+    """Mean square of D(m_φ(z₀)) − Φ(D(z₀)), normalised, over states z₀ of a pool."""
     autoencoder = emulator.autoencoder
-    with torch.no_grad():
-        state, half = emulator.encode(u, phase), len(u) // 2
-        first = State(state.z[:half], state.carried[:half])
-        mode, at = emulator.modes[0], phase[:half, -1]
-        for _ in range(int(torch.randint(1, frames + 1, (), generator=generator)) if half else 0):
-            size = emulator.noise_size(mode)
-            draws = torch.randn(half, size, generator=generator).to(u) if size else None
-            after = emulator.advance(first, draws, at, mode)
-            first = emulator.corrected(first, after, at) if corrected else after
-        state = _blurred(State(torch.cat([first.z, state.z[half:]]), state.carried), noise, generator)
-        before = autoencoder.decode(state.latent, phase[:, -1])
-        target = autoencoder.normalise(known.advance(before, autoencoder.spec.interval), phase[:, -1])
-    expected = Latent(emulator.expect(state, phase[:, -1]), state.carried)
-    found = autoencoder.normalise(autoencoder.decode(expected, phase[:, -1]), phase[:, -1])
-    return (field_weights(autoencoder) * (found - target).square()).mean()
+    expected = Latent(emulator.expect(drawn.state, drawn.phase), drawn.state.carried)
+    found = autoencoder.normalise(autoencoder.decode(expected, drawn.phase), drawn.phase)
+    return (field_weights(autoencoder) * (found - drawn.target).square()).mean()
 
 
 @torch.no_grad()

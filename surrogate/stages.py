@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from ..autoencoder.training import Stage, fit
@@ -37,6 +38,7 @@ from .objectives import (
     reconstruction_loss,
     rollout_loss,
 )
+from .pool import Pool, label_pool
 from .regression import fit_propagator
 
 __all__ = ["STAGES", "Shift", "run_stage", "unroll_at"]
@@ -108,24 +110,33 @@ class Plan:
     length: int
 
 
-Windows = tuple[Tensor, Tensor]  # u (B, L, C, *space) and phase (B, L, 4)
+@dataclass
+class Given:
+    """What a stage may know before it begins: windows ``u (N, L, C, *space)`` with ``phase (N, L, 4)``, the symmetries
+    of the physics, and a folder for what it would lose in a kill.
+    """
+
+    u: Tensor
+    phase: Tensor
+    shift: Shift
+    folder: Path
 
 
-def _autoencoder(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+def _autoencoder(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, given: Given) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         return reconstruction_loss(emulator.autoencoder, u, phase, options["noise"], generator)
 
     return Plan(objective, [emulator.autoencoder.network], 1)
 
 
-def _error(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+def _error(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, given: Given) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         return decoder_error_loss(emulator, u, phase, generator)
 
     return Plan(objective, [_part(emulator, "error")], 1)
 
 
-def _mean(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+def _mean(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, given: Given) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         u, phase, free = _cut(u, phase, emulator.history, *unroll_at(options["unroll"], progress), generator)
         noise = options["context_noise"]
@@ -134,8 +145,8 @@ def _mean(emulator: Emulator, options: Mapping[str, Any], generator: torch.Gener
     return Plan(objective, [_part(emulator, "mean")], emulator.history + _longest(options))
 
 
-def _generator(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
-    u, phase = (x[: options["batch"], 0] for x in seen)
+def _generator(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, given: Given) -> Plan:
+    u, phase = (x[: options["batch"], 0] for x in (given.u, given.phase))
     latent = emulator.autoencoder.encode(u, phase)
     # Once and from fixed windows, so that a resumed run weighs the channels alike.
     weight = decoder_sensitivity(emulator.autoencoder, latent, emulator.residual.flatten(), generator=generator)
@@ -146,7 +157,7 @@ def _generator(emulator: Emulator, options: Mapping[str, Any], generator: torch.
     return Plan(objective, [_part(emulator, "generator")], emulator.history + 1)
 
 
-def _fast(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+def _fast(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, given: Given) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         u, phase, free = _cut(u, phase, emulator.history, *unroll_at(options["unroll"], progress), generator)
         return rollout_loss(
@@ -157,22 +168,36 @@ def _fast(emulator: Emulator, options: Mapping[str, Any], generator: torch.Gener
     return Plan(objective, [_part(emulator, "fast")], emulator.history + _longest(options))
 
 
-def _correction(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
+def _correction(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, given: Given) -> Plan:
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
         return correction_loss(emulator, u, phase, options["noise"], options["mixing"], options["damping"], generator)
 
     return Plan(objective, [_part(emulator, "correction")], 1)
 
 
-def _operator(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, seen: Windows) -> Plan:
-    known = law(emulator.autoencoder.spec)
+def _operator(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, given: Given) -> Plan:
+    known, history = law(emulator.autoencoder.spec), emulator.history
+    u, phase = given.u[: options["starts"], :history], given.phase[: options["starts"], :history]
+    pools: dict[int, Pool] = {}
+
+    def pool(turn: int) -> Pool:
+        """Of a round; after a kill it is read, since the operator that corrected its rollouts is not there any more."""
+        path = given.folder / f"pool-{turn}-{getattr(rank_zero_only, 'rank', 0)}.pt"
+        if turn not in pools and path.exists():
+            pools[turn] = Pool.load(path)
+        if turn not in pools:
+            noise, frames = options["noise"], options["frames"]
+            pools[turn] = label_pool(emulator, u, phase, known, noise, frames, turn > 0, generator)
+            pools[turn].save(path)
+        return pools[turn]
 
     def objective(u: Tensor, phase: Tensor, progress: float) -> Tensor:
-        # Rounds of its own mistakes: in the second half of the stage, rollouts are corrected by it.
-        corrected = progress > 0.5
-        return operator_loss(emulator, u, phase, known, options["noise"], options["frames"], corrected, generator)
+        # A round of its own mistakes in the second half, beside what it learned from in the first.
+        turns = [pool(turn) for turn in ((0, 1) if progress > 0.5 else (0,))]
+        turn = turns[int(torch.randint(len(turns), (), generator=generator))]
+        return operator_loss(emulator, turn.draw(options["batch"], given.shift, generator))
 
-    return Plan(objective, [_part(emulator, "operator")], emulator.history)
+    return Plan(objective, [_part(emulator, "operator")], history)
 
 
 def _longest(options: Mapping[str, Any]) -> int:
@@ -187,7 +212,7 @@ def _part(emulator: Emulator, name: str) -> nn.Module:
     return part
 
 
-STAGES: dict[str, Callable[[Emulator, Mapping[str, Any], torch.Generator, Windows], Plan]] = {
+STAGES: dict[str, Callable[[Emulator, Mapping[str, Any], torch.Generator, Given], Plan]] = {
     "autoencoder": _autoencoder,
     "error": _error,
     "mean": _mean,
@@ -231,8 +256,7 @@ def run_stage(
     generator = torch.Generator().manual_seed(seed)
     emulator.eval()
     begin = time.process_time()
-    seen = _measure(name, emulator, options, data, shift)
-    plan = STAGES[name](emulator, options, generator, seen)
+    plan = STAGES[name](emulator, options, generator, _measure(name, emulator, options, data, shift, folder))
     if not any(True for part in plan.parts for _ in part.parameters()):  # autoencoder=identity
         return {"stage": name, "steps": 0, "cpu_minutes": 0.0, "losses": []}
     data.length, data.batch_size = plan.length, options["batch"]
@@ -271,7 +295,9 @@ def _restore(emulator: Emulator, name: str, path: Path) -> None:
 
 
 @torch.no_grad()
-def _measure(name: str, emulator: Emulator, options: Mapping[str, Any], data: FieldData, shift: Shift) -> Windows:
+def _measure(
+    name: str, emulator: Emulator, options: Mapping[str, Any], data: FieldData, shift: Shift, folder: Path
+) -> Given:
     """Whatever a stage needs to know of the data before it starts, from the first windows of a fixed order: these."""
     data.trainer = None  # of the stage before: every rank is to measure the same windows
     autoencoder, history = emulator.autoencoder, emulator.history
@@ -296,4 +322,4 @@ def _measure(name: str, emulator: Emulator, options: Mapping[str, Any], data: Fi
             preparation.measure_residual(emulator, before, after, phase[:, history - 1])
         if name == "fast" and emulator.mean is not None:
             preparation.start_fast(emulator)
-    return u, phase
+    return Given(u, phase, shift, folder)

@@ -23,8 +23,9 @@ from lapse.surrogate.gate import next_errors
 from lapse.surrogate.law import law
 from lapse.surrogate.model import Model
 from lapse.surrogate.objectives import operator_loss
+from lapse.surrogate.pool import Pool, label_pool
 from lapse.surrogate.preparation import measure_correction
-from lapse.surrogate.stages import STAGES
+from lapse.surrogate.stages import STAGES, Given, Shift
 
 PARAMETERS = {"viscosity": 0.05, "drag": 0.1, "forcing": 1.0, "wavenumber": 2.0}
 SPEC = FieldSpec(
@@ -80,6 +81,15 @@ def test_the_gain_is_damped_least_squares() -> None:
     torch.testing.assert_close(found, (change.double() @ K.T).float(), rtol=1e-3, atol=1e-4)
 
 
+def test_between_latents_the_gain_needs_no_decode() -> None:
+    """K R_φ by R_φ = A(z₁) − A(m), decoded and projected, and by K A (m − z₁)."""
+    emulator = build(8)
+    correction, ae = emulator.part("correction"), emulator.autoencoder
+    z, wanted = torch.randn(2, 4, 8, 4, 4, generator=torch.Generator().manual_seed(5))
+    read = emulator.part("operator").read(ae, correction, wanted, z, torch.zeros(4, 1))
+    torch.testing.assert_close(correction.gain.between(z, wanted), correction.gain(-read), rtol=1e-3, atol=1e-3)
+
+
 def test_a_decoder_that_is_not_linear_has_no_such_gain() -> None:
     with pytest.raises(ValueError, match="not linear"):
         SpectralGain(2, 2, (4, 4)).solve(lambda z: z**3)
@@ -119,19 +129,48 @@ def test_the_operator_is_separable_and_its_first_term_exact() -> None:
     assert float((found - wanted).norm() / (wanted - project(emulator, before)).norm()) < 0.05
 
 
+def pool(emulator: Emulator, frames: int = 0, corrected: bool = False, noise: float = 0.0) -> Pool:
+    generator = torch.Generator().manual_seed(0)
+    return label_pool(emulator, states(8)[:, :1], PHASE, flow(), noise, frames, corrected, generator)
+
+
 def test_the_loss_is_the_distance_to_the_solver() -> None:
     """An operator that expects no change, and a model that makes none: every state is an encoded one."""
     emulator, u = build(), states(8)[:, :1]
     decoded = emulator.decode(emulator.encode(u))
     wanted = ((flow().advance(decoded, 0.2) - decoded) / emulator.autoencoder.normaliser.std.reshape(1, 1, 1)).square()
-    for corrected in (False, True):
-        found = operator_loss(emulator, u, PHASE, flow(), 0.0, 3, corrected, torch.Generator().manual_seed(0))
+    for frames, corrected in ((0, False), (2, False), (2, True)):
+        found = operator_loss(emulator, pool(emulator, frames, corrected))
         assert float(found) == pytest.approx(float(wanted.mean()), rel=1e-2)
 
 
-def test_the_stage_teaches_the_operator_alone() -> None:
+def test_a_pool_holds_every_frame_of_its_rollouts_and_what_the_solver_makes_of_them() -> None:
     emulator = build()
-    plan = STAGES["operator"](emulator, {"noise": 0.02, "frames": 2}, torch.Generator().manual_seed(0), (PHASE, PHASE))
+    found = pool(emulator, frames=2, noise=0.1)
+    assert len(found.target) == 3 * 8 and found.phase.shape == (24, 4)
+    decoded = emulator.decode(found.state)
+    wanted = emulator.autoencoder.normalise(flow().advance(decoded, SPEC.interval))
+    torch.testing.assert_close(found.target, wanted, rtol=0, atol=1e-5)
+
+
+def test_what_is_drawn_from_a_pool_is_moved_by_symmetries_alone(tmp_path: Path) -> None:
+    """Latents and labels by the same whole cells: the solver still makes the label of the state."""
+    emulator = build()
+    found = pool(emulator)
+    found.save(tmp_path / "pool.pt")
+    shift = Shift((8, 1), (16, 16), torch.Generator())  # the force has a period of 8 cells along y
+    drawn = Pool.load(tmp_path / "pool.pt").draw(16, shift, torch.Generator().manual_seed(1))
+    wanted = emulator.autoencoder.normalise(flow().advance(emulator.decode(drawn.state), SPEC.interval))
+    torch.testing.assert_close(drawn.target, wanted, rtol=0, atol=1e-4)
+    still = [bool((y == found.target).flatten(1).all(dim=1).any()) for y in drawn.target]
+    assert sum(still) < 8  # one shift of eight is by nothing
+
+
+def test_the_stage_teaches_the_operator_alone(tmp_path: Path) -> None:
+    emulator = build()
+    given = Given(states(8), PHASE.expand(8, 2, 4), Shift((8, 1), (16, 16), torch.Generator()), tmp_path)
+    options = {"noise": 0.02, "frames": 2, "starts": 8, "batch": 8}
+    plan = STAGES["operator"](emulator, options, torch.Generator().manual_seed(0), given)
     assert plan.parts == [emulator.operator]
     parameters = list(plan.parts[0].requires_grad_(True).parameters())
     optimiser, losses = torch.optim.Adam(parameters, lr=1e-2), []
@@ -143,6 +182,8 @@ def test_the_stage_teaches_the_operator_alone() -> None:
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.6 * losses[0]
     assert all(not p.requires_grad for p in emulator.mean.parameters())  # type: ignore[union-attr]
+    # What the second round's rollouts were corrected by is gone after a kill: its labels are kept.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pool-0-0.pt", "pool-1-0.pt"]
 
 
 def test_the_gate_tells_who_knows_the_next_frame_better() -> None:
