@@ -264,7 +264,7 @@ def main() -> None:
     stages: dict[str, Callable[[], list[Row]]] = {
         "latents": lambda: latents(model, start, small, steps),
         "splits": lambda: splits(model, ds, small, steps),
-        "kills": lambda: kills(model, start, 4 * small, 3, 2 if quick() else 20),
+        "kills": lambda: kills(model, start, (4 if quick() else 10) * small, 3, 2 if quick() else 20),
         "fields": lambda: scale(model, start, "fields", options.members, steps),
         "statistics": lambda: scale(model, start, "statistics", options.members, steps) + online(options.members),
     }
