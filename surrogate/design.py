@@ -36,6 +36,7 @@ from .emulator import Mode, State
 from .feasible import Feasible
 from .manifold import Manifold
 from .targets import Objective, label
+from .trust import widening
 
 if TYPE_CHECKING:
     from .model import Model
@@ -76,6 +77,7 @@ def design(
     compare: Sequence[Mode] | None = None,
     checkpoint: bool = True,
     verify: Literal["solver"] | None = None,
+    verified: Sequence[xr.Dataset] = (),
     progress: bool = True,
 ) -> xr.Dataset:
     """The initial condition near a given one whose forecast has the largest or smallest objective.
@@ -110,6 +112,8 @@ def design(
         checkpoint: keep only latents of a rollout and compute the rest again: a quarter of the time for a memory that
             hardly grows with ``steps``.
         verify: "solver" runs the equation that the model's spec names from the designed field.
+        verified: earlier designs of this kind, nine or more, that the solver verified: the interval becomes as much
+            wider as theirs fell short (`lapse.surrogate.trust`).
 
     Returns:
         Dataset that `forecast` takes as it is: the designed variables over ``(time, *space)``, and the given ones as
@@ -126,6 +130,7 @@ def design(
     mode = mode or model.modes[0]
     compared = model.modes if compare is None else tuple(compare)
     members = 1 if mode == "mean" else members
+    factor = widening(verified) if verified else 1.0
     _check_options(model, sense, over, method, steps, iterations, step, members, predicted, prior, (mode, *compared))
     case = Case(model, ds, objective, steps, init_time, mode, seed)
     if verify is not None and (verify != "solver" or case.law is None):
@@ -147,12 +152,13 @@ def design(
     with torch.no_grad():
         u = control.fields(best.x)
     verdict = _judge(case, u, predicted, seed + 1, compared)
+    verdict.widening = factor
     if verify:
         verdict.achieved, verdict.achieved_given = case.solve(u), case.solve(case.given)
     doubts = suspicions(best, verdict, manifold.limits, members)
     options = {
         "sense": sense, "over": over, "method": method, "constraints": list(held), "radius": radius, "prior": prior,
-        "members": members, "seed": seed, "predicted": predicted, "steps": steps,
+        "members": members, "seed": seed, "predicted": predicted, "steps": steps, "widening": factor,
     }  # fmt: skip
     for text in doubts:
         warnings.warn(f"this design may exploit the surrogate: {text}", DesignWarning, stacklevel=3)

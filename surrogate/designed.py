@@ -15,8 +15,13 @@ from ..datasets.fields import to_dataset
 from .case import Case, Prediction
 from .descent import Iterate
 from .targets import Target, label
+from .trust import hull, widened
 
 __all__ = ["Verdict", "assemble", "suspicions"]
+
+
+_BEYOND = 1.25  # of the limit: the penalty is a soft wall, and designs lean on it
+_DISAGREEMENT = 0.05  # of the gain, between modes
 
 
 @dataclass
@@ -25,6 +30,7 @@ class Verdict:
 
     by_mode: dict[str, Prediction]
     given: Prediction
+    widening: float = 1.0
     achieved: float | None = None
     achieved_given: float | None = None
 
@@ -40,10 +46,8 @@ class Verdict:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """From the least to the greatest end of the intervals of all modes that have one."""
-        ends = np.array([p.interval for p in self.by_mode.values()])
-        known = ends[np.isfinite(ends).all(axis=1)]
-        return (float(known.min()), float(known.max())) if len(known) else (float("nan"), float("nan"))
+        """From the least to the greatest end of the intervals of all modes that have one, widened."""
+        return widened(hull(np.array([p.interval for p in self.by_mode.values()])), self.widening)
 
 
 def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], members: int) -> list[str]:
@@ -51,7 +55,7 @@ def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], mem
     found = [
         f"the design's {name} distance to known states is {rho:.3g}, beyond the reference's {limits[name]:.3g}"
         for name, rho in best.about["distances"].items()
-        if rho > limits[name]
+        if rho > _BEYOND * limits[name]
     ]
     own, new, mode = best.about["objective"], verdict.designed, verdict.mode
     gain, random = abs(new.value - verdict.given.value), len(new.members) > 1
@@ -63,7 +67,7 @@ def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], mem
             "search in that mode"
         )
     for name, other in verdict.by_mode.items():
-        if abs(other.value - new.value) > max(width, 0.25 * gain):
+        if abs(other.value - new.value) > max(width, _DISAGREEMENT * gain):
             found.append(f"mode {name!r} predicts {other.value:.4g} where {mode!r} predicts {new.value:.4g}")
     if random and gain < 0.5 * width:
         found.append(f"the gain of {gain:.3g} is within half the 90 % interval's width, {width:.3g}")
@@ -99,7 +103,10 @@ def assemble(
         "predicted_given": ("member", v.given.members, about | {"comment": "new members, from the given state"}),
         "predicted_objective": ((), v.designed.value, about),
         "predicted_objective_given": ((), v.given.value, about),
-        "interval": ("bound", list(v.interval), about | {"comment": "90 %, from the least to the greatest end"}),
+        "interval": ("bound", list(v.interval), about | {
+            "comment": "90 %, from the least to the greatest end" + (
+                f", widened {v.widening:.3g} times, as verified designs call for" if v.widening > 1 else "")
+        }),
         "predicted_by_mode": ("mode", [p.value for p in v.by_mode.values()], about),
         "interval_by_mode": (("mode", "bound"), [p.interval for p in v.by_mode.values()], about),
         "distance": (("measure", "state"), [[first[k], best.about["distances"][k]] for k in names], {"units": "1"}),

@@ -313,6 +313,23 @@ def test_the_design_holds_its_promises(tiny: Model) -> None:
     assert json.loads(json.dumps(out.to_dict()["attrs"])) == out.attrs
 
 
+def test_the_interval_is_widened_as_verified_designs_call_for(tiny: Model) -> None:
+    ds = states(tiny.spec)
+    target = objectives.region_mean("vorticity", lead=2, x=slice(1, 3), y=slice(2, 4))
+    options: dict[str, Any] = {"sense": "maximise", "iterations": 1, "members": 2, "progress": False, "radius": 0.3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DesignWarning)
+        first = tiny.design(ds, target, 2, verify="solver", **options)
+        again = tiny.design(ds, target, 2, verified=[first] * 9, **options)
+    low, high = again["interval"].values
+    assert low <= float(first["achieved"]) <= high, "what is known of this very design is held"
+    assert json.loads(again.attrs["lapse_design"])["widening"] > 1
+    assert "as verified designs call for" in again["interval"].attrs["comment"]
+    np.testing.assert_array_equal(first["interval_by_mode"], again["interval_by_mode"])
+    with pytest.raises(SpecError, match="3 designs; wanted at least 9"):
+        tiny.design(ds, target, 2, verified=[first] * 3, **options)
+
+
 def test_files_and_the_accessor(tiny: Model, tmp_path) -> None:
     ds = states(tiny.spec)
     target = objectives.extreme("vorticity", lead=2)
