@@ -1,8 +1,10 @@
 """Real fields with holes: `model.augment` against optimal interpolation and climatology.
 
-    python benchmarks/gaps.py [--only sst currents] [--windows 4]                                    (make bench-gaps)
+    python benchmarks/gaps.py [--only air sst currents] [--windows 4]                                (make bench-gaps)
 
-    sst        NOAA ERSSTv5 (Huang et al. 2017), five months of which a tenth of the cells, always the same, is known
+    air        NCEP/NCAR Reanalysis 1 (Kalnay et al. 1996), the shipped air-temperature: five frames, 6 hours apart, of
+               which a tenth of the cells, always the same, is known
+    sst        NOAA ERSSTv5 (Huang et al. 2017), five months, likewise
     currents   ESA GlobCurrent v2 (Rio et al. 2014), three days from which slanted swaths are cut that move by three
                cells a day, half of the region
 
@@ -32,7 +34,7 @@ from lapse.datasets.open import open_dataset
 from lapse.surrogate.metrics import central_coverage, fair_crps, gaussian_crps, rank, spread_factor
 from record import Row, quick, record, show
 
-FRAMES = {"sst": 2, "currents": 2} if quick() else {"sst": 5, "currents": 3}
+FRAMES = {"air": 2, "currents": 2, "sst": 2} if quick() else {"air": 5, "currents": 3, "sst": 5}
 SAMPLES, ENSEMBLE = (4, 16) if quick() else (16, 128)
 SHARE, SWATH = 0.1, 6  # of the cells that are known; cells across a swath
 Bools = NDArray[np.bool_]
@@ -40,7 +42,7 @@ Bools = NDArray[np.bool_]
 
 def known(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Bools:
     """What is known, ``(T, y, x)``."""
-    if name == "sst":
+    if name != "currents":
         return np.broadcast_to(rng.random(shape[1:]) < SHARE, shape)
     t, y, x = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
     return (x + y // 2 + 3 * t + rng.integers(2 * SWATH)) // SWATH % 2 == 0

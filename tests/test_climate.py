@@ -11,7 +11,7 @@ from lapse.surrogate.bloch import Bloch, cell_mean, from_waves, to_waves
 from lapse.surrogate.climate import Climate, fit_climate, periods
 from lapse.surrogate.model import Model
 from lapse.surrogate.modulated import Modulated
-from lapse.surrogate.package import load
+from lapse.surrogate.package import load, shipped
 
 
 def shrunk_climate(z: torch.Tensor, cell: tuple[int, ...]) -> Climate:
@@ -122,6 +122,14 @@ def test_a_file_belongs_to_one_model(tmp_path: Path, make_model: Callable[..., M
     assert Climate.load(tmp_path / "with" / "climate.safetensors", "of other weights") is None
     model.climate = None
     assert load(model.save(tmp_path / "without")).climate is None
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_models_bring_their_climate(name: str) -> None:
+    climate = load(name).climate
+    assert climate is not None
+    z = climate(torch.randn(8, climate.size, generator=torch.Generator().manual_seed(0)))
+    assert bool(torch.isfinite(z).all()) and 0.3 < float((z - climate.mean).square().mean().sqrt()) < 3
 
 
 def test_few_frames_are_refused(make_model: Callable[..., Model]) -> None:
