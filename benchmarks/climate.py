@@ -148,8 +148,8 @@ def forecasts(
     return out
 
 
-def trained(name: str) -> tuple[dict[str, Any], Model]:
-    """The config of a case and its model, the shipped one or one that is trained where it is not there."""
+def trained(name: str, shipped: bool = True) -> tuple[dict[str, Any], Model]:
+    """The config of a case and its model: the shipped one if wanted, or one that is trained where it is not there."""
     case = CASES[name]
     overrides = [f"experiment={case.experiment}", f"data.path={case.path}", f"out={WORK / name}"]
     if quick():
@@ -157,7 +157,7 @@ def trained(name: str) -> tuple[dict[str, Any], Model]:
         overrides += [f"training.{s}.steps=3" for s in ("error", "mean", "fast")]
         overrides += [f"out={WORK / 'quick' / name}"]
     config = compose(overrides)
-    if case.model is not None and not quick():
+    if case.model is not None and shipped:
         return config, load(case.model)
     folder = Path(config["out"]) / "model"
     return config, load(folder) if folder.exists() else train(config, progress=False)
@@ -165,7 +165,7 @@ def trained(name: str) -> tuple[dict[str, Any], Model]:
 
 def run(name: str) -> list[Row]:
     """Rows of one case."""
-    case, (config, model) = CASES[name], trained(name)
+    case, (config, model) = CASES[name], trained(name, shipped=not quick())
     x, phase, u, w = fields_of(case, config)
     frames = len(x)
     cut = int(0.7 * frames)
