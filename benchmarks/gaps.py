@@ -19,6 +19,7 @@ decay, shape and nugget are those with the least error in the first test window 
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,26 @@ def known(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Bools:
     return (x + y // 2 + 3 * t + rng.integers(2 * SWATH)) // SWATH % 2 == 0
 
 
-def run(name: str, windows: int) -> list[Row]:
+def picture(path: Path, out: xr.Dataset, truth: xr.Dataset, where: Bools, name: str) -> None:
+    """The last frame: truth, what was known, mean of the samples, one of them, and their spread."""
+    import matplotlib.pyplot as plt
+
+    u, x = truth[name].isel(time=-1), out[name].isel(time=-1)
+    known = u.where(xr.DataArray(where[-1, 0], dims=u.dims))
+    shown = {"truth": u, "known": known, "mean of 16": x.mean("member"), "one of them": x[0], "spread": x.std("member")}
+    figure, axes = plt.subplots(1, 5, figsize=(14, 2.3), layout="constrained")
+    for ax, (title, field) in zip(axes, shown.items(), strict=True):
+        limits = {"vmin": 0} if title == "spread" else {"vmin": float(u.min()), "vmax": float(u.max())}
+        colours = "magma" if title == "spread" else "viridis"
+        image = ax.pcolormesh(field["lon"], field["lat"], field, cmap=colours, **limits)
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(labelsize=7)
+        figure.colorbar(image, ax=ax, shrink=0.9).ax.tick_params(labelsize=7)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def run(name: str, windows: int, drawn: Path | None = None) -> list[Row]:
     case, (config, model) = CASES[name], trained(name)
     options, spec = config["data"], model.spec
     chosen = {"variables": list(spec.names)} | ({"time_units": options["time_units"]} if options["time_units"] else {})
@@ -80,6 +100,8 @@ def run(name: str, windows: int) -> list[Row]:
         begin = time.process_time()
         out = model.augment(observed, SAMPLES, error=0.0, ensemble=ENSEMBLE, progress=False)
         seconds = time.process_time() - begin
+        if drawn is not None and w == 0:
+            picture(drawn, out, ds.isel(time=window), where, spec.names[0])
         samples = np.stack([out[n].values for n in spec.names], axis=2)  # (samples, T, C, y, x)
         estimate = np.zeros_like(truth)
         for c, kriging in enumerate(krigings):
@@ -142,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(FRAMES), default=sorted(FRAMES))
     parser.add_argument("--windows", type=int, default=1 if quick() else 4)
+    parser.add_argument("--picture", type=Path, help="draw the first window of the first case that is run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.only:
@@ -149,7 +172,7 @@ def main() -> None:
             print(f"{name}: skipped, {CASES[name].label} was not found; set LAPSE_DATA")
             continue
         begin = time.process_time()
-        figures = run(name, options.windows)
+        figures = run(name, options.windows, options.picture if name == options.only[0] else None)
         note = f"{CASES[name].label}: {options.windows} windows of {FRAMES[name]} frames, {SAMPLES} samples; one seed"
         show(figures, record("gaps", figures, (time.process_time() - begin) / 60, note, stage=name))
 
