@@ -86,15 +86,17 @@ class Modulated:
         """``x (B, size)`` to fields ``(B, n, *latent)`` with the covariance above if that of x is 1."""
         white = prod(self.shape)
         smooth = x[:, : x.shape[1] - white]
-        found = torch.cat([self._modulated(part) for part in smooth.split(_BATCH)])
+        found = torch.cat([self._modulated(smooth[i : i + _BATCH]) for i in range(0, len(x), _BATCH)])
         noise = x[:, x.shape[1] - white :].reshape(-1, *self.shape)
-        return (1 - self.share) ** 0.5 * found + self.share**0.5 * self.deviation * noise
+        out: Tensor = (1 - self.share) ** 0.5 * found + self.share**0.5 * self.deviation * noise
+        return out
 
     def _modulated(self, x: Tensor) -> Tensor:
         g = x.reshape(len(x), len(self.anomalies), *(root.shape[1] for root in self.roots))
         for root in self.roots:
             g = torch.tensordot(g, root, dims=([2], [1]))  # the new axis comes last
-        return torch.einsum("tn...,bt...->bn...", self.anomalies, g) / len(self.anomalies) ** 0.5
+        found: Tensor = torch.einsum("tn...,bt...->bn...", self.anomalies, g) / len(self.anomalies) ** 0.5
+        return found
 
     def to(self, like: Tensor) -> "Modulated":
         return Modulated(self.anomalies.to(like), self.periodic, self.radius, self.share)
@@ -127,4 +129,5 @@ def _axis_root(n: int, wraps: bool, radius: float) -> Tensor:
     value, vector = torch.linalg.eigh(_correlation(n, wraps, radius))
     kept = value > _SIGNIFICANT * value.max()
     root = vector[:, kept] * value[kept].sqrt()
-    return root / root.norm(dim=1, keepdim=True)
+    unit: Tensor = root / root.norm(dim=1, keepdim=True)
+    return unit
