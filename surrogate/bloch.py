@@ -18,7 +18,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["Bloch", "cell_mean", "from_waves", "likelihood", "to_waves"]
+__all__ = ["Bloch", "cell_mean", "from_waves", "to_waves"]
 
 SHRINKAGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
@@ -73,7 +73,7 @@ def _root(waves: Tensor) -> Tensor:
     held = waves[-max(1, len(waves) // 5) :]
     fitted = waves[: len(waves) - len(held)]
     blocks = torch.einsum("nki,nkj->kij", fitted, fitted.conj()) / len(fitted)
-    scores = [likelihood(_shrunk(blocks, a), held) for a in SHRINKAGES]
+    scores = [_likelihood(_shrunk(blocks, a), held) for a in SHRINKAGES]
     best = SHRINKAGES[max(range(len(scores)), key=scores.__getitem__)]
     whole = _shrunk(torch.einsum("nki,nkj->kij", waves, waves.conj()) / len(waves), best)
     value, vector = torch.linalg.eigh(whole)
@@ -86,7 +86,7 @@ def _shrunk(blocks: Tensor, a: float) -> Tensor:
     return (1 - a) * blocks + torch.diag_embed(a * diagonal + floor).to(blocks.dtype)
 
 
-def likelihood(blocks: Tensor, waves: Tensor) -> float:
+def _likelihood(blocks: Tensor, waves: Tensor) -> float:
     """Mean log-likelihood of centred ``waves (N, K, b)`` given covariances ``(K, b, b)``, up to a constant."""
     L, info = torch.linalg.cholesky_ex(blocks)
     if bool(info.any()):
