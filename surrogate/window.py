@@ -1,7 +1,7 @@
 """An ensemble smoother in latent space: members of a window of frames, updated frame by frame by what was observed.
 
 Every member starts from a draw of the climate, is advanced by the model with noise of its own, and at every observed
-frame its latents of this frame and of all frames before (the smoother: van Leeuwen & Evensen 1996) move by
+frame its latents of this frame and of all frames that it has (the smoother: van Leeuwen & Evensen 1996) move by
 
     z ← z + K (y + η̂ − H D(z) − H s ê),      K = (ρ ∘ cov(z, H D)) (ρ ∘ cov(H D, H D) + H s² Hᵀ + R)⁻¹
 
@@ -180,7 +180,7 @@ class Window:
         shape = samples.z.shape[2:]
         weights, own_weights = gain.weights(misfit), gain.weights(own_misfit)
         near = taper(distances.latent, radius).repeat(shape[0], 1)
-        for j in range(k + 1):
+        for j in range(others.z.shape[1]):  # frames after k, too, as far as the start has drawn them
             cross = gain.covariance(others.z[:, j].flatten(1)) * near
             others.z[:, j] += (weights @ cross.T).reshape(-1, *shape)
             samples.z[:, j] += (own_weights @ cross.T).reshape(-1, *shape)
