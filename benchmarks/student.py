@@ -31,7 +31,7 @@ from record import ROOT, Row, quick, record, show
 WORK = ROOT / "benchmarks" / "work" / ("quick" if quick() else "student")
 FEW, MANY, MADE, FIRST = (4, 7, 3, 8) if quick() else (10, 56, 50, 64)  # trajectories; FIRST of the test split
 LEADS = 3 if quick() else 20
-TEACHER = 6.0  # processor minutes of the model that knows the ten alone
+TEACHER = 4.0  # processor minutes of the model that knows the ten alone
 
 
 def selection(ds: xr.Dataset, name: str, minutes: float) -> Path:

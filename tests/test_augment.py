@@ -24,6 +24,7 @@ from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.model import Model
 from lapse.surrogate.observations import observations
 from lapse.surrogate.package import build
+from lapse.surrogate.window import Observed, Window
 
 N, FRAMES, NOISE, ERROR = 8, 3, 0.3, 0.2
 
@@ -254,6 +255,25 @@ def test_one_frame_and_a_history_of_two(model: Model, sparse: xr.Dataset) -> Non
         warnings.simplefilter("ignore", AugmentWarning)
         one = model.augment(sparse.isel(time=[1]), 1, error=0.1, mode="mean", progress=False)
     assert one.sizes["time"] == 1 and float(one["time"][0]) == pytest.approx(0.4)
+
+
+def test_an_observation_moves_the_later_frames_that_a_start_has_drawn(
+    model: Model, make_analyses: Callable[..., xr.Dataset]
+) -> None:
+    """A climate of two frames that are the same: what is seen of the first is known of the second."""
+    u = torch.from_numpy(make_analyses(model.spec, 0.2 * np.arange(60))["vorticity"].values)[:, None]
+    window = Window(model.emulator, fit_climate(model.emulator, torch.stack([u, u], dim=1)), 2, "mean", None)
+    own, supply, more = (
+        window.draw([torch.Generator().manual_seed(k) for k in range(first, first + n)])
+        for first, n in ((0, 4), (10, 64), (100, 64))
+    )
+    where = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    where[0] = torch.rand(16, 16, generator=torch.Generator().manual_seed(5)) < 0.3
+    value = u[7].expand(2, 1, 16, 16)
+    before = window._start(own).z.clone()
+    after, _ = window.smooth(Observed(value, torch.full_like(value, 0.1), where), own, supply, more)
+    first, second = (after.z - before).unbind(dim=1)
+    assert float(first.norm()) > 1 and float((second - first).norm()) < 0.3 * float(first.norm())
 
 
 def test_masks_missing_variables_and_months(
