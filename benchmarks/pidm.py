@@ -276,7 +276,7 @@ def picture(case: Case, minutes: float, names: list[str], path: Path) -> None:
         axes[0, j].set_title(name, fontsize=9)
     for ax, label in zip(axes[:, 0], ("ln K", "p, Pa", "log10 of |R| / rms f"), strict=True):
         ax.set_ylabel(label, fontsize=9)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=64)
 
 
 def main() -> None:
