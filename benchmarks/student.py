@@ -1,6 +1,6 @@
 """Does a data set that a model enlarged teach a student more? neuraloperator's FNO on few and on more trajectories.
 
-    python benchmarks/student.py [--minutes 5]                                                    (make bench-student)
+    python benchmarks/student.py [--minutes 20]                                                   (make bench-student)
 
 The student forecasts Kolmogorov flow at 64² one frame at a time. It learns, for the same processor time, from
 
@@ -31,7 +31,7 @@ from record import ROOT, Row, quick, record, show
 WORK = ROOT / "benchmarks" / "work" / ("quick" if quick() else "student")
 FEW, MANY, MADE, FIRST = (4, 7, 3, 8) if quick() else (10, 56, 50, 64)  # trajectories; FIRST of the test split
 LEADS = 3 if quick() else 20
-TEACHER = 4.0  # processor minutes of the model that knows the ten alone
+TEACHER = 10.0  # processor minutes of the model that knows the ten alone
 
 
 def selection(ds: xr.Dataset, name: str, minutes: float) -> Path:
@@ -113,7 +113,7 @@ def data() -> xr.Dataset:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=0.03 if quick() else 5.0, help="of every student's training")
+    parser.add_argument("--minutes", type=float, default=0.03 if quick() else 20.0, help="of every student's training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     torch.set_num_threads(1)
