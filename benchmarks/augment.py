@@ -85,17 +85,13 @@ def data() -> tuple[xr.DataArray, int, int]:
     return xr.open_zarr(small)["vorticity"], 1, 1
 
 
-def run(name: str, windows: int) -> list[Row]:
-    """All cases of all windows, for one model."""
+def run(name: str, tests: xr.DataArray, opponents: Opponents) -> list[Row]:
+    """All cases of a window of each of the trajectories, for one model."""
     model = load("kolmogorov64") if name == "kolmogorov64" or quick() else packaged()
-    fields, train, first = data()
-    known = torch.from_numpy(fields.isel(trajectory=slice(0, train)).values)
-    opponents = Opponents(known, 0.02 if quick() else MODEL_MINUTES)
-    tests = np.linspace(first, fields.sizes["trajectory"] - 1, windows).astype(int)
     start = 3 if quick() else 30
     found: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-    for w, trajectory in enumerate(tests):
-        u = fields.isel(trajectory=int(trajectory), time=slice(start, start + FRAMES + LEADS)).load()
+    for w in range(tests.sizes["trajectory"]):
+        u = tests.isel(trajectory=w, time=slice(start, start + FRAMES + LEADS)).load()
         rng = np.random.default_rng(w)
         sensors = rng.random(u.shape[1:]) < SHARE
         noise = ERROR * opponents.std * rng.standard_normal(u.shape).astype(np.float32)
@@ -103,7 +99,7 @@ def run(name: str, windows: int) -> list[Row]:
             count, error = 1 if case.startswith("one") else FRAMES, ERROR * opponents.std if "error" in case else 0.0
             y = (u + (noise if error else 0)).isel(time=slice(0, count))
             found[case].append(one(model, opponents, u, y, sensors, error))
-            print(case, trajectory, {k: round(v, 4) for k, v in found[case][-1].items()}, flush=True)
+            print(case, w, {k: round(v, 4) for k, v in found[case][-1].items()}, flush=True)
     return rows(found, "" if name == "kolmogorov64" else f", {MODEL_MINUTES:g} CPU min")
 
 
@@ -205,9 +201,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=models, default=models[:1] if quick() else models)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    fields, train, first = data()
+    known = torch.from_numpy(fields.isel(trajectory=slice(0, train)).values)
+    opponents = Opponents(known, 0.02 if quick() else MODEL_MINUTES)
+    tests = fields.isel(trajectory=np.linspace(first, fields.sizes["trajectory"] - 1, options.windows).astype(int))
     for name in options.models:
         begin = time.process_time()
-        figures = run(name, options.windows)
+        figures = run(name, tests, opponents)
         note = f"{options.windows} windows of {FRAMES} frames, {SAMPLES} samples, {ENSEMBLE} behind the gains; one seed"
         show(figures, record("augment", figures, (time.process_time() - begin) / 60, note, stage=name))
 

@@ -17,6 +17,7 @@ of the project.
 import argparse
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,18 @@ def rms(error: Array, w: Array) -> float:
     return float(np.sqrt((np.square(error) @ w).mean() / w.sum()))
 
 
+def climatology(x: Array, phase: Array, train: int, cycles: tuple[int, int]) -> Array:
+    """The harmonics of year and day ``(T, cells)`` that fit the first ``train`` frames of ``x`` best."""
+    basis = harmonics(torch.from_numpy(phase), *cycles).numpy()
+    fit, *_ = np.linalg.lstsq(basis[:train], x[:train], rcond=None)
+    return basis @ fit
+
+
 def baselines(
     x: Array, phase: Array, w: Array, train: int, starts: NDArray[np.int64], lead: int, cycles: tuple[int, int]
 ) -> dict[str, tuple[Array, Array]]:
     """Forecasts at ``starts + lead`` of every baseline, with training error by cell: ``{name: (mean, std)}``."""
-    basis = harmonics(torch.from_numpy(phase), *cycles).numpy()
-    fit, *_ = np.linalg.lstsq(basis[:train], x[:train], rcond=None)
-    climate = basis @ fit
+    climate = climatology(x, phase, train, cycles)
     a = x - climate
     early = np.arange(train - lead)
     found: dict[str, tuple[Array, Array]] = {}
@@ -207,15 +213,21 @@ def run(name: str) -> list[Row]:
     return rows
 
 
+def present(names: list[str]) -> Iterator[str]:
+    """Those of the cases whose data are there; says which are not."""
+    for name in names:
+        if CASES[name].path.exists():
+            yield name
+        else:
+            print(f"{name}: skipped, {CASES[name].label} was not found; set LAPSE_DATA")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(CASES), default=sorted(CASES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.only:
-        if not CASES[name].path.exists():
-            print(f"{name}: skipped, {CASES[name].label} was not found; set LAPSE_DATA")
-            continue
+    for name in present(options.only):
         begin = time.perf_counter()
         rows = run(name)
         path = record("climate", rows, (time.perf_counter() - begin) / 60, stage=name)

@@ -145,19 +145,20 @@ def train(
     return emulate(emulator, CONTENDERS[name]["mode"]), data, steps_by_stage, emulator
 
 
-def packaged() -> Model:
+def packaged(folder: Path | None = None, data_path: Path | None = None, overrides: Sequence[str] = ()) -> Model:
     """lapse-fast at 64² after `MODEL_MINUTES`, as a model with all that a package has; trained where it is not there.
 
     The shipped kolmogorov64 had an accelerator's six minutes, which no opponent on a processor can be given.
     """
-    folder = ROOT / "benchmarks" / "work" / f"kolmogorov64-{MODEL_MINUTES:g}"
+    folder = folder or ROOT / "benchmarks" / "work" / f"kolmogorov64-{MODEL_MINUTES:g}"
     if not (folder / "model" / "spec.json").exists():
-        path, _ = prepare(64, folder)
+        path = data_path or prepare(64, folder)[0]
         shares = {"autoencoder": 0.05, "error": 0.02, "mean": 0.7, "fast": 0.23}
         config = compose([
-            *settings(64, path, "lapse-fast"), f"out={folder}", "name=kolmogorov", "emulator.parts=[mean,fast,error]",
-            f"training.stages=[{','.join(shares)}]", *(f"training.{stage}.steps=10000000" for stage in shares),
-            *(f"training.{stage}.cpu_minutes={MODEL_MINUTES * share}" for stage, share in shares.items()),
+            *settings(64, path, "lapse-fast"), f"out={folder}", f"name={folder.name}",
+            "emulator.parts=[mean,fast,error]", f"training.stages=[{','.join(shares)}]",
+            *(f"training.{stage}.steps=10000000" for stage in shares),
+            *(f"training.{stage}.cpu_minutes={MODEL_MINUTES * share}" for stage, share in shares.items()), *overrides,
         ])  # fmt: skip
         train_model(config, progress=False)
     return load(folder / "model")

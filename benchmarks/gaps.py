@@ -25,12 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from climate import CASES, fields_of, trained
+from climate import CASES, climatology, fields_of, present, trained
 from interpolators import Kriging
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lapse.datasets.normalise import harmonics
 from lapse.datasets.open import open_dataset
 from lapse.surrogate.metrics import central_coverage, fair_crps, gaussian_crps, rank, spread_factor
 from record import Row, quick, record, show
@@ -38,6 +36,7 @@ from record import Row, quick, record, show
 FRAMES = {"air": 2, "currents": 2, "sst": 2} if quick() else {"air": 5, "currents": 3, "sst": 5}
 SAMPLES, ENSEMBLE = (4, 16) if quick() else (16, 128)
 SHARE, SWATH = 0.1, 6  # of the cells that are known; cells across a swath
+Array = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 
@@ -68,72 +67,92 @@ def picture(path: Path, out: xr.Dataset, truth: xr.Dataset, where: Bools, name: 
     plt.close(figure)
 
 
+class Interpolated:
+    """Optimal interpolation of windows of a record, about its climatology.
+
+    Arguments:
+        fields: ``(T, C, y, x)``, of which the first ``train`` frames are known.
+        climate: climatology, likewise.
+        latitude, longitude: of the axes, degrees.
+        mask: valid cells ``(C, y, x)``.
+    """
+
+    def __init__(
+        self, fields: Array, climate: Array, train: int, latitude: Array, longitude: Array, mask: Bools
+    ) -> None:
+        Y, X = np.meshgrid(latitude, longitude, indexing="ij")
+        self.climate, self.mask = climate, mask
+        self.std = np.maximum((fields[:train] - climate[:train]).std(axis=0), 1e-6)
+        self.krigings = [Kriging(Y[m], X[m]) for m in mask]
+
+    def __call__(self, truth: Array, window: slice, where: Bools, weights: Array) -> Array:
+        """Estimates of ``truth (frames, C, y, x)``, of which what is at ``where`` is known."""
+        found = self.climate[window].copy()
+        for c, (kriging, m) in enumerate(zip(self.krigings, self.mask, strict=True)):
+            std = self.std[c][m]
+            x, seen, unseen = (
+                torch.from_numpy(np.ascontiguousarray(v))
+                for v in ((truth - found)[:, c][:, m] / std, where[:, c][:, m], weights[:, c][:, m] * std**2)
+            )
+            found[:, c][:, m] += kriging(x.float(), seen, unseen).numpy() * std
+        return found
+
+
 def run(name: str, windows: int, drawn: Path | None = None) -> list[Row]:
+    """Rows of one case."""
     case, (config, model) = CASES[name], trained(name)
     options, spec = config["data"], model.spec
     chosen = {"variables": list(spec.names)} | ({"time_units": options["time_units"]} if options["time_units"] else {})
     ds = model.check(open_dataset(case.path, **chosen))
-    x, phase, fields, _ = fields_of(case, config)
+    _, phase, fields, _ = fields_of(case, config)
     mask = spec.mask_tensor().numpy()  # (C, y, x)
-    cut, count = int(0.7 * len(x)), FRAMES[name]
-    basis = harmonics(torch.from_numpy(phase), *options["climatology"]).numpy()
-    fit = np.linalg.lstsq(basis[:cut], fields[:cut].reshape(cut, -1), rcond=None)[0]
-    climate = (basis @ fit).reshape(fields.shape)
-    std = (fields[:cut] - climate[:cut]).std(axis=0)
-    lat, lon = (np.asarray(spec.grid.axes[i].coordinates) for i in (0, 1))
-    Y, X = np.meshgrid(lat, lon, indexing="ij")
-    area = np.broadcast_to(np.cos(np.deg2rad(Y)), mask.shape)
-    krigings = [Kriging(Y[m], X[m]) for m in mask]
-    settings: list[tuple[float, ...]] = []
+    cut, count = int(0.7 * len(fields)), FRAMES[name]
+    climate = climatology(fields.reshape(len(fields), -1), phase, cut, options["climatology"]).reshape(fields.shape)
+    interpolated = Interpolated(fields, climate, cut, *(np.asarray(a.coordinates) for a in spec.grid.axes), mask)
+    area = np.broadcast_to(spec.grid.area_weights().numpy(), mask.shape)
     starts = np.linspace(cut, len(fields) - count, windows + 2).astype(int)[1:-1]
     found: list[dict[str, float]] = []
     for w, start in enumerate(starts):
-        rng, window = np.random.default_rng(w), slice(int(start), int(start) + count)
+        window = slice(int(start), int(start) + count)
         truth = fields[window]
-        where = known(name, (count, *truth.shape[2:]), rng)[:, None] & mask
-        hidden = ~where & mask
-        weights = np.where(hidden, area, 0.0)
+        where = known(name, (count, *truth.shape[2:]), np.random.default_rng(w))[:, None] & mask
+        weights = np.where(~where & mask, area, 0.0)
         observed = ds.isel(time=window).copy()
         for c, n in enumerate(spec.names):
-            seen = xr.DataArray(where[:, c], dims=("time", *spec.grid.names))
-            observed[n] = observed[n].where(seen)
+            observed[n] = observed[n].where(xr.DataArray(where[:, c], dims=("time", *spec.grid.names)))
         begin = time.process_time()
         out = model.augment(observed, SAMPLES, error=0.0, ensemble=ENSEMBLE, progress=False)
         seconds = time.process_time() - begin
         if drawn is not None and w == 0:
             picture(drawn, out, ds.isel(time=window), where, spec.names[0])
         samples = np.stack([out[n].values for n in spec.names], axis=2)  # (samples, T, C, y, x)
-        estimate = np.zeros_like(truth)
-        for c, kriging in enumerate(krigings):
-            m = mask[c]
-            a = torch.from_numpy(((truth[:, c] - climate[window][:, c]) / np.maximum(std[c], 1e-6))[:, m]).float()
-            seen, unseen = torch.from_numpy(where[:, c][:, m]), torch.from_numpy(weights[:, c][:, m] * std[c][m] ** 2)
-
-            def score(e: Tensor, a: Tensor = a, unseen: Tensor = unseen) -> float:
-                return float(((e - a).square() * unseen).sum())
-
-            if len(settings) <= c:
-                settings.append(kriging.best(a, seen, score))
-                print(f"{spec.names[c]}: interpolation with length, decay, power, nugget {settings[c]}", flush=True)
-            estimate[:, c][:, m] = kriging(a, seen, *settings[c]).numpy() * std[c][m] + climate[window][:, c][:, m]
-
-        def rms(e: Any, truth: Any = truth, weights: Any = weights) -> float:
-            return float(np.sqrt((np.where(weights > 0, e - truth, 0.0) ** 2 * weights).sum() / weights.sum()))
-
-        ensemble, y, v = samples[:, hidden].astype(np.float64), truth[hidden], weights[hidden]
-        covered = central_coverage(rank(ensemble, y, np.random.default_rng(0)), SAMPLES, (0.9,))[0]
-        dressed = gaussian_crps(climate[window][hidden], np.broadcast_to(std, truth.shape)[hidden], y)
         off = np.where(where, np.abs(samples - truth).max(axis=0), 0.0)
-        found.append({
-            "augment": rms(np.nan_to_num(samples.mean(axis=0))), "optimal interpolation": rms(estimate),
-            "climatology": rms(climate[window]), "crps": float((fair_crps(ensemble, y) * v).sum() / v.sum()),
-            "crps of climatology": float((dressed * v).sum() / v.sum()),
-            "coverage": float((covered * v).sum() / v.sum()),
-            "variance": float((ensemble.var(axis=0, ddof=1) * v).sum() / v.sum()),
-            "misfit": float(np.nanmax(off)), "seconds": seconds,
-        })  # fmt: skip
+        estimate = interpolated(truth, window, where, weights)
+        spread = np.broadcast_to(interpolated.std, truth.shape)
+        found.append(figures(samples, truth, estimate, climate[window], spread, weights))
+        found[-1] |= {"misfit": float(np.nanmax(off)), "seconds": seconds}
         print({k: round(f, 4) for k, f in found[-1].items()}, flush=True)
     return rows(found, case.label, case.units)
+
+
+def figures(
+    samples: Array, truth: Array, estimate: Array, climate: Array, spread: Array, weights: Array
+) -> dict[str, float]:
+    """Scores over the cells that have a weight."""
+    hidden = weights > 0
+    v = weights[hidden] / weights[hidden].sum()
+    ensemble, y = samples[:, hidden].astype(np.float64), truth[hidden]
+    covered = central_coverage(rank(ensemble, y, np.random.default_rng(0)), SAMPLES, (0.9,))[0]
+
+    def rms(x: Array) -> float:
+        return float(np.sqrt((x - y) ** 2 @ v))
+
+    return {
+        "augment": rms(ensemble.mean(axis=0)), "optimal interpolation": rms(estimate[hidden]),
+        "climatology": rms(climate[hidden]), "crps": float(fair_crps(ensemble, y) @ v),
+        "crps of climatology": float(gaussian_crps(climate[hidden], spread[hidden], y) @ v),
+        "coverage": float(covered @ v), "variance": float(ensemble.var(axis=0, ddof=1) @ v),
+    }  # fmt: skip
 
 
 def rows(found: list[dict[str, float]], label: str, units: str) -> list[Row]:
@@ -167,14 +186,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw the first window of the first case that is run")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.only:
-        if not CASES[name].path.exists():
-            print(f"{name}: skipped, {CASES[name].label} was not found; set LAPSE_DATA")
-            continue
+    for name in present(options.only):
         begin = time.process_time()
-        figures = run(name, options.windows, options.picture if name == options.only[0] else None)
+        found = run(name, options.windows, options.picture if name == options.only[0] else None)
         note = f"{CASES[name].label}: {options.windows} windows of {FRAMES[name]} frames, {SAMPLES} samples; one seed"
-        show(figures, record("gaps", figures, (time.process_time() - begin) / 60, note, stage=name))
+        show(found, record("gaps", found, (time.process_time() - begin) / 60, note, stage=name))
 
 
 if __name__ == "__main__":

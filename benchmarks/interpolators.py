@@ -58,9 +58,11 @@ class Kriging:
 
         C = exp(−(d/L)^p) exp(−|τ|/T),  with a nugget; d the great-circle distance, τ the difference in time
 
+    L, T, p and the nugget are those with the least error in the window that is seen first, which is a benefit of the
+    doubt.
+
     Arguments:
         latitude, longitude: of the cells ``(cells,)``, degrees.
-        mean, std: climatology of the window ``(frames, cells)`` and deviation ``(cells,)``.
     """
 
     LENGTHS = (200.0, 400.0, 800.0, 1600.0, 3200.0)  # km
@@ -72,9 +74,21 @@ class Kriging:
         a, b = np.deg2rad(latitude), np.deg2rad(longitude)
         unit = np.stack([np.cos(a) * np.cos(b), np.cos(a) * np.sin(b), np.sin(a)])
         self.distance = torch.from_numpy(6371.0 * np.arccos(np.clip(unit.T @ unit, -1, 1))).float()
+        self.settings: tuple[float, ...] | None = None
 
-    def __call__(self, x: Tensor, where: Tensor, length: float, decay: float, power: float, nugget: float) -> Tensor:
-        """Estimates ``(frames, cells)`` of standardised anomalies, from ``x (frames, cells)`` at ``where``."""
+    def __call__(self, x: Tensor, where: Tensor, weights: Tensor) -> Tensor:
+        """Estimates ``(frames, cells)`` of standardised anomalies ``x``, of which those at ``where`` are known.
+
+        ``weights`` are those of the squares of the errors, by which the settings are chosen.
+        """
+        if self.settings is None:
+            tried = list(product(self.LENGTHS, self.TIMES, self.POWERS, self.NUGGETS))[: 2 if quick() else None]
+            errors = [float((weights * (self.estimate(x, where, *s) - x).square()).sum()) for s in tried]
+            self.settings = tried[int(np.argmin(errors))]
+            print(f"interpolation with length, decay, power and nugget {self.settings}", flush=True)
+        return self.estimate(x, where, *self.settings)
+
+    def estimate(self, x: Tensor, where: Tensor, length: float, decay: float, power: float, nugget: float) -> Tensor:
         t, at = where.nonzero().unbind(dim=1)
 
         def covariance(ta: Tensor, a: Tensor) -> Tensor:
@@ -85,11 +99,6 @@ class Kriging:
         weights = torch.cholesky_solve(x[t, at][:, None], torch.linalg.cholesky(K))[:, 0]
         cells = torch.arange(x.shape[1])
         return torch.stack([covariance(torch.full_like(cells, k), cells) @ weights for k in range(len(x))])
-
-    def best(self, x: Tensor, where: Tensor, score) -> tuple[float, ...]:  # type: ignore[no-untyped-def]
-        """The settings of the lowest ``score(estimate)``."""
-        settings = list(product(self.LENGTHS, self.TIMES, self.POWERS, self.NUGGETS))
-        return min(settings[:2] if quick() else settings, key=lambda s: score(self(x, where, *s)))
 
 
 class UNet(nn.Module):

@@ -20,27 +20,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from contenders import prepare, settings, train_fno
+from contenders import packaged, prepare, train_fno
 
 from lapse.datasets.simulate import simulate
 from lapse.surrogate.model import Model
 from lapse.surrogate.package import load
-from lapse.surrogate.train import compose, train
 from record import ROOT, Row, quick, record, show
 
 WORK = ROOT / "benchmarks" / "work" / ("quick" if quick() else "student")
 FEW, MANY, MADE, FIRST = (4, 7, 3, 8) if quick() else (10, 56, 50, 64)  # trajectories; FIRST of the test split
 LEADS = 3 if quick() else 20
-TEACHER = 10.0  # processor minutes of the model that knows the ten alone
 
 
-def selection(ds: xr.Dataset, name: str, minutes: float) -> Path:
-    """The training data of a student, as a store; three more trajectories at its end are not trained on."""
+def selection(ds: xr.Dataset, name: str) -> Path:
+    """The training data of a student, as a store; one more trajectory at its end is not trained on."""
     path = WORK / f"{name}.zarr"
     if not path.exists():
         known = ds.isel(trajectory=slice(0, MANY if name == "many" else FEW))
         if name.endswith("enlarged"):
-            teacher = load("kolmogorov64") if name == "enlarged" or quick() else own_teacher(ds, minutes)
+            teacher = load("kolmogorov64") if name == "enlarged" or quick() else own_teacher(ds)
             known = xr.concat([known, generated(teacher, known)], "trajectory")
         known = xr.concat([known, ds.isel(trajectory=[FIRST - 1])], "trajectory")
         plain = xr.Dataset({"vorticity": known["vorticity"].chunk({"trajectory": 1})}).assign_attrs(ds.attrs)
@@ -51,19 +49,9 @@ def selection(ds: xr.Dataset, name: str, minutes: float) -> Path:
     return path
 
 
-def own_teacher(ds: xr.Dataset, minutes: float) -> Model:
+def own_teacher(ds: xr.Dataset) -> Model:
     """A model like the benchmark's lapse-fast, trained on the few trajectories alone."""
-    folder = WORK / "teacher"
-    if not (folder / "model" / "spec.json").exists():
-        shares = {"autoencoder": 0.05, "error": 0.02, "mean": 0.7, "fast": 0.23}
-        config = compose([
-            *settings(64, selection(ds, "few", minutes), "lapse-fast"), f"out={folder}", "name=teacher",
-            f"data.fractions={fractions(FEW + 1)}", "emulator.parts=[mean,fast,error]",
-            f"training.stages=[{','.join(shares)}]", *(f"training.{s}.steps=10000000" for s in shares),
-            *(f"training.{s}.cpu_minutes={TEACHER * part}" for s, part in shares.items()),
-        ])  # fmt: skip
-        train(config, progress=False)
-    return load(folder / "model")
+    return packaged(WORK / "teacher", selection(ds, "few"), (f"data.fractions={fractions(FEW + 1)}",))
 
 
 def fractions(count: int) -> list[float]:
@@ -120,7 +108,7 @@ def main() -> None:
     begin = time.process_time()
     ds, errors, rows = data(), {}, []
     for name in ("few", "enlarged", "own enlarged", "many"):
-        runs = [score(selection(ds, name, options.minutes), ds, options.minutes, seed) for seed in options.seeds]
+        runs = [score(selection(ds, name), ds, options.minutes, seed) for seed in options.seeds]
         each = [float(np.mean(curve)) for curve, _ in runs]
         errors[name] = each
         print(f"{name}: {each}, {[steps for _, steps in runs]} steps", flush=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..autoencoder.network import ConvolutionalAutoencoder, PatchAutoencoder
 from ..datasets.problem import Problem, SpecError
 from .bloch import Bloch, cell_mean
-from .modulated import Modulated
+from .modulated import NUMBERS, Modulated
 
 if TYPE_CHECKING:
     from ..datasets.datamodule import FieldData
@@ -102,12 +102,18 @@ def fit_climate(
         phase: ``(N, history, 4)`` for models with a calendar.
         shift: axis to the cells of a shift after which the data are statistically the same, as in ``data.shift``.
 
-    Raises SpecError for too few windows.
+    Raises SpecError for too few windows, and for latents of which too few fit into memory.
     """
     autoencoder = emulator.autoencoder
-    cell = periods(autoencoder.network, autoencoder.spec.grid.names, shift or {})
+    cell, most = _extent(emulator, shift)
+    if most < FEWEST:
+        fix = "train with data.shift where the data allow it, or with fewer latents"
+        found = f"{prod(emulator.latent_shape)} latents in a frame"
+        raise SpecError([Problem("climate", found, f"so few that {FEWEST} starts fit into memory", fix)])
     if len(u) < FEWEST:
         raise SpecError([Problem("climate", f"{len(u)} starts", f"at least {FEWEST}", "give more frames")])
+    kept = torch.linspace(0, len(u) - 1, min(most, len(u))).long()
+    u, phase = u[kept], None if phase is None else phase[kept]
     latents, carried, squares = [], [], torch.zeros(len(autoencoder.spec.names), dtype=torch.float64)
     mask = autoencoder.normaliser.mask.cpu()
     for i in range(0, len(u), _BATCH):
@@ -122,28 +128,42 @@ def fit_climate(
         carried.append(state.carried.cpu().double())
     z, c = torch.cat(latents), torch.cat(carried)
     mean = cell_mean(z.mean(dim=0), cell)
-    small = emulator.history * emulator.latent_shape[0] * prod(cell) <= LARGEST
-    root = Bloch.fit(z - mean, cell) if small else Modulated.fit(z - mean, autoencoder.network.grid.wraps)
+    whole = _numbers(emulator, cell) <= LARGEST
+    root = Bloch.fit(z - mean, cell) if whole else Modulated.fit(z - mean, autoencoder.network.grid.wraps)
     error = (squares / len(u)).sqrt()
     return Climate(mean.float(), root, c.mean(dim=0), c.std(dim=0), error.float())
 
 
 def training_climate(emulator: "Emulator", data: "FieldData", shift: Mapping[str, Any] | None) -> Climate | None:
-    """The climate of the training split, from up to `_WINDOWS` windows spread over it in order.
+    """The climate of the training split, from windows spread over it in order.
 
-    None for a split too short to have one.
+    None for a split too short to have one, and for latents too large.
     """
-    h = emulator.history
+    h, (_, most) = emulator.history, _extent(emulator, shift)
     places = [(k, t) for r in data.splits["train"] for k in range(r.k0, r.k1) for t in range(r.t0, r.t1 - h + 1)]
-    if len(places) < FEWEST:
+    if min(most, len(places)) < FEWEST:
         return None
-    chosen = [places[int(i)] for i in torch.linspace(0, len(places) - 1, min(_WINDOWS, len(places)))]
+    chosen = [places[int(i)] for i in torch.linspace(0, len(places) - 1, min(most, len(places)))]
     u = np.empty((len(chosen), h, *data.spec.shape), np.float32)
     for i, (k, t) in enumerate(chosen):
         data.source.read(k, k + 1, t, t + h, u[i : i + 1])
     phase = np.stack([data.source.phase[t : t + h] for _, t in chosen])
     calendar = data.spec.calendar is not None
     return fit_climate(emulator, torch.from_numpy(u), torch.from_numpy(phase) if calendar else None, shift)
+
+
+def _extent(emulator: "Emulator", shift: Mapping[str, Any] | None) -> tuple[tuple[int, ...], int]:
+    """The latent cells of a repetition, and the most starts that a climate looks at."""
+    autoencoder = emulator.autoencoder
+    cell = periods(autoencoder.network, autoencoder.spec.grid.names, shift or {})
+    if _numbers(emulator, cell) <= LARGEST:
+        return cell, _WINDOWS
+    return cell, min(_WINDOWS, NUMBERS // (emulator.history * prod(emulator.latent_shape)))
+
+
+def _numbers(emulator: "Emulator", cell: Sequence[int]) -> int:
+    """Of a cell."""
+    return emulator.history * emulator.latent_shape[0] * prod(cell)
 
 
 def periods(

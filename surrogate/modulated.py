@@ -26,6 +26,8 @@ RADII = (1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0)  # latent cells
 SHARE = 0.002  # a: with more of it draws are grainy, and no observation tells its neighbours
 ANOMALIES = 200
 """Of the past, spread over the record."""
+NUMBERS = 2**25
+"""In all fields of a fit together, at most."""
 _NUMBERS = 1000  # on which the radius is chosen
 _SIGNIFICANT = 1e-4  # of the largest eigenvalue
 _BATCH = 16

@@ -7,6 +7,8 @@ generator, whose target lives in the latent, is trained there, and then weighted
 channel.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,10 +16,13 @@ from torch import Tensor
 from ..autoencoder.model import Autoencoder, Latent
 from .denoiser import logit_normal
 from .emulator import Emulator, Mode, State
-from .pool import Pool
+
+if TYPE_CHECKING:
+    from .pool import Pool
 
 __all__ = [
     "almost_fair_crps",
+    "blurred",
     "correction_loss",
     "decoder_error_loss",
     "decoder_sensitivity",
@@ -123,7 +128,7 @@ def rollout_loss(
     autoencoder, history = emulator.autoencoder, emulator.history
     batch, length = u.shape[:2]
     with torch.no_grad():
-        state = _blurred(emulator.encode(u[:, :history], phase[:, :history]), context_noise, generator)
+        state = blurred(emulator.encode(u[:, :history], phase[:, :history]), context_noise, generator)
     if members > 1:
         state = State(_repeat(state.z, members), _repeat(state.carried, members))
     weights = field_weights(autoencoder)
@@ -164,7 +169,7 @@ def generator_loss(
     with torch.no_grad():
         state = emulator.encode(u[:, :history], phase[:, :history])
         following = emulator.autoencoder.encode(u[:, history], phase[:, history]).z
-        state = _blurred(state, context_noise, generator)
+        state = blurred(state, context_noise, generator)
         context, condition = emulator.context(state), emulator.condition(phase[:, history - 1])
         start = emulator.start(state)
         if emulator.mean is not None:
@@ -206,7 +211,7 @@ def correction_loss(
     return loss
 
 
-def operator_loss(emulator: Emulator, drawn: Pool) -> Tensor:
+def operator_loss(emulator: Emulator, drawn: "Pool") -> Tensor:
     """Mean square of D(m_φ(z₀)) − Φ(D(z₀)), normalised, over states z₀ of a pool."""
     autoencoder = emulator.autoencoder
     expected = Latent(emulator.expect(drawn.state, drawn.phase), drawn.state.carried)
@@ -252,7 +257,7 @@ def pyramid(x: Tensor, weights: Tensor, scales: int) -> list[tuple[Tensor, Tenso
     return fields
 
 
-def _blurred(state: State, noise: float, generator: torch.Generator | None) -> State:
+def blurred(state: State, noise: float, generator: torch.Generator | None) -> State:
     """The state with noise on its latents, of a level uniform in (0, ``noise``) for each window."""
     if not noise:
         return state

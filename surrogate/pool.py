@@ -6,19 +6,16 @@ training data, encoded; rolls them out frame by frame, in later rounds corrected
 that it learns from its own mistakes; and blurs every state by white noise on its latents.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import lcm
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..physics.equation import Equation
 from .emulator import Emulator, State
-
-if TYPE_CHECKING:
-    from .stages import Shift
+from .objectives import blurred
 
 __all__ = ["Pool", "label_pool"]
 
@@ -31,17 +28,16 @@ class Pool:
     phase: Tensor
     target: Tensor
 
-    def draw(self, count: int, shift: "Shift", generator: torch.Generator) -> "Pool":
-        """``count`` of them, each moved by a shift that leaves the physics alone."""
+    def draw(self, count: int, cell: Sequence[int], generator: torch.Generator) -> "Pool":
+        """``count`` of them, each moved by whole cells of ``cell`` latent cells, as the physics allows (`periods`)."""
         chosen = torch.randint(len(self.target), (count,), generator=generator)
         z, target = self.state.z[chosen].clone(), self.target[chosen].clone()
-        factor = [n // m for n, m in zip(target.shape[2:], z.shape[3:], strict=True)]
-        whole = [lcm(cells, f) // f if cells else 0 for cells, f in zip(shift.cells, factor, strict=True)]
-        axes = [i for i, cells in enumerate(whole) if cells and z.shape[3 + i] % cells == 0]
-        for k in range(count if axes else 0):
-            by = [whole[i] * int(torch.randint(z.shape[3 + i] // whole[i], (), generator=generator)) for i in axes]
-            z[k] = z[k].roll(by, [2 + i for i in axes])
-            target[k] = target[k].roll([n * factor[i] for n, i in zip(by, axes, strict=True)], [1 + i for i in axes])
+        latent, space = z.shape[3:], target.shape[2:]
+        for k in range(count):
+            by = [p * int(torch.randint(m // p, (), generator=generator)) for p, m in zip(cell, latent, strict=True)]
+            z[k] = z[k].roll(by, list(range(2, 2 + len(by))))
+            wide = [b * (n // m) for b, n, m in zip(by, space, latent, strict=True)]
+            target[k] = target[k].roll(wide, list(range(1, 1 + len(by))))
         return Pool(State(z, self.state.carried[chosen]), self.phase[chosen], target)
 
     def save(self, path: Path) -> None:
@@ -77,11 +73,9 @@ def label_pool(
                 draws = torch.randn(len(at), size, generator=generator).to(u) if size else None
                 after = emulator.free(state, draws, at, mode)
                 state = emulator.corrected(state, after, at) if corrected else after
-            level = noise * torch.rand(len(at), *(1,) * (state.z.ndim - 1), generator=generator).to(u)
-            z = state.z + level * torch.randn(state.z.shape, generator=generator).to(u)
-            blurred = State(z, state.carried)
-            before = autoencoder.decode(blurred.latent, at)
+            noisy = blurred(state, noise, generator)
+            before = autoencoder.decode(noisy.latent, at)
             target = autoencoder.normalise(known.advance(before, autoencoder.spec.interval), at)
-            found.append((z, state.carried, at, target))
+            found.append((noisy.z, noisy.carried, at, target))
     z, carried, at, target = (torch.cat(x) for x in zip(*found, strict=True))
     return Pool(State(z, carried), at, target)

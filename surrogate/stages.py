@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..autoencoder.training import Stage, fit
 from ..datasets.datamodule import FieldData
 from . import preparation
+from .climate import periods
 from .emulator import Emulator
 from .law import law
 from .objectives import (
@@ -178,7 +179,9 @@ def _correction(emulator: Emulator, options: Mapping[str, Any], generator: torch
 def _operator(emulator: Emulator, options: Mapping[str, Any], generator: torch.Generator, given: Given) -> Plan:
     known, history = law(emulator.autoencoder.spec), emulator.history
     u, phase = given.u[: options["starts"], :history], given.phase[: options["starts"], :history]
-    pools: dict[int, Pool] = {}
+    autoencoder, pools = emulator.autoencoder, dict[int, Pool]()
+    names = autoencoder.spec.grid.names
+    cell = periods(autoencoder.network, names, dict(zip(names, given.shift.cells, strict=True)))
 
     def pool(turn: int) -> Pool:
         """Of a round; after a kill it is read, since the operator that corrected its rollouts is not there any more."""
@@ -195,7 +198,7 @@ def _operator(emulator: Emulator, options: Mapping[str, Any], generator: torch.G
         # A round of its own mistakes in the second half, beside what it learned from in the first.
         turns = [pool(turn) for turn in ((0, 1) if progress > 0.5 else (0,))]
         turn = turns[int(torch.randint(len(turns), (), generator=generator))]
-        return operator_loss(emulator, turn.draw(options["batch"], given.shift, generator))
+        return operator_loss(emulator, turn.draw(options["batch"], cell, generator))
 
     return Plan(objective, [_part(emulator, "operator")], history)
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from ..datasets.problem import Problem, SpecError
 
-__all__ = ["widened", "widening"]
+__all__ = ["hull", "widened", "widening"]
 
 LEVEL = 0.9
 FEWEST = 9
@@ -47,11 +48,10 @@ def widening(designs: Sequence[xr.Dataset]) -> float:
         scores.append(abs(float(ds["achieved"]) - (low + high) / 2) / ((high - low) / 2))
     if problems:
         raise SpecError(problems)
-    place = math.ceil((len(scores) + 1) * LEVEL)
-    return max(1.0, sorted(scores)[min(place, len(scores)) - 1])
+    return max(1.0, sorted(scores)[math.ceil((len(scores) + 1) * LEVEL) - 1])
 
 
-def hull(intervals: "np.typing.NDArray[np.float64]") -> tuple[float, float]:
+def hull(intervals: NDArray[np.float64]) -> tuple[float, float]:
     """From the least to the greatest end of ``(modes, 2)``, those without an interval left out; NaN if all are."""
     known = intervals[np.isfinite(intervals).all(axis=1)]
     return (float(known.min()), float(known.max())) if len(known) else (float("nan"), float("nan"))

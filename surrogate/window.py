@@ -34,8 +34,9 @@ from torch import Tensor
 from ..autoencoder.error import DecoderError
 from .climate import Climate
 from .emulator import Emulator, Mode, State
+from .localisation import Distances, Gain, significant, taper
 
-__all__ = ["Draws", "Members", "Observed", "Window", "taper"]
+__all__ = ["Draws", "Members", "Observed", "Window"]
 
 _RADII = (1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, float("inf"))  # of the taper, in cells
 _CHUNK = 1024  # observations taken in at once
@@ -176,7 +177,7 @@ class Window:
         misfit = y + r * supply.error[:, k].flatten(1)[:, places] - seen - error
         own_error, _ = self._errors(samples, draws, k, places)
         own_misfit = y + r * draws.error[:, k].flatten(1)[:, places] - self._seen(samples, k, places, std) - own_error
-        gain = _Gain(seen, noise, distances.between, radius)
+        gain = Gain(seen, noise, distances.between, radius)
         shape = samples.z.shape[2:]
         weights, own_weights = gain.weights(misfit), gain.weights(own_misfit)
         near = taper(distances.latent, radius).repeat(shape[0], 1)
@@ -185,13 +186,13 @@ class Window:
             others.z[:, j] += (weights @ cross.T).reshape(-1, *shape)
             samples.z[:, j] += (own_weights @ cross.T).reshape(-1, *shape)
         # An area mean has no place to taper about: what its correlations owe to chance is taken off them.
-        cross = _significant(gain.covariance(others.carried), others.carried, seen)
+        cross = significant(gain.covariance(others.carried), others.carried, seen)
         others.carried += weights.double() @ cross.T.double()
         samples.carried += own_weights.double() @ cross.T.double()
         promised = seen.var(dim=0) * (1 + 1 / len(seen)) + noise
         return float(((y - seen.mean(dim=0)).square() / promised).mean())
 
-    def _radius(self, others: Members, k: int, seen: Tensor, noise: Tensor, distances: "_Distances") -> float:
+    def _radius(self, others: Members, k: int, seen: Tensor, noise: Tensor, distances: Distances) -> float:
         """Of the taper for which the first half finds the second half's latents best."""
         half = len(seen) // 2
         z = others.z[:, k].flatten(1)
@@ -201,7 +202,7 @@ class Window:
         misfit = seen[half:] + errors - seen[:half].mean(dim=0)
         best, lowest = float("inf"), float("inf")
         for radius in _RADII:
-            gain = _Gain(seen[:half], noise, distances.between, radius)
+            gain = Gain(seen[:half], noise, distances.between, radius)
             near = taper(distances.latent, radius).repeat(others.z.shape[2], 1)
             estimate = known.mean(dim=0) + gain.weights(misfit) @ (gain.covariance(known) * near).T
             loss = float((estimate - sought).square().mean())
@@ -223,7 +224,7 @@ class Window:
         error = (scale * self.model.draw(draws.decoder[:, k])).flatten(1)[:, places]
         return error, scale.flatten(1)[:, places]
 
-    def _distances(self, places: Tensor) -> "_Distances":
+    def _distances(self, places: Tensor) -> Distances:
         """Between observed places, and from latent cells to them, in cells; along periodic axes the chord."""
         grid, like = self.emulator.autoencoder.network.grid, self.std
         index = torch.unravel_index(places % prod(self.space), self.space)
@@ -241,7 +242,7 @@ class Window:
                     away[..., axis] = n / pi * torch.sin(pi / n * away[..., axis])
             return away.square().sum(dim=-1).sqrt()
 
-        return _Distances(between(at, at), between(latent, at))
+        return Distances(between(at, at), between(latent, at))
 
     # fields
 
@@ -284,32 +285,6 @@ class Window:
         return None if self.phase is None else self.phase[k].expand(batch, 4)
 
 
-@dataclass
-class _Distances:
-    between: Tensor
-    latent: Tensor
-
-
-class _Gain:
-    """(ρ ∘ cov(h, h) + noise)⁻¹ and covariances with h, from decoded observations h ``(M, count)`` of an ensemble."""
-
-    def __init__(self, seen: Tensor, noise: Tensor, distances: Tensor, radius: float) -> None:
-        self.away = (seen - seen.mean(dim=0)).double()
-        self.members = len(seen)
-        whole = self.away.T @ self.away / (self.members - 1) * taper(distances, radius).double()
-        self.factor = torch.linalg.cholesky(whole + torch.diag(noise.double()))
-        self.like = seen
-
-    def weights(self, misfit: Tensor) -> Tensor:
-        """``(B, count)`` to the same, times the inverse."""
-        return torch.cholesky_solve(misfit.double().T, self.factor).T.to(self.like)
-
-    def covariance(self, x: Tensor) -> Tensor:
-        """Of ``x (M, n)`` with what is observed, ``(n, count)``."""
-        a = (x - x.mean(dim=0)).double()
-        return (a.T @ self.away / (self.members - 1)).to(self.like)
-
-
 def interpolated(
     fields: Callable[[Tensor], Tensor], n: Tensor, goal: Tensor, where: Tensor, variance: Tensor
 ) -> Tensor:
@@ -343,19 +318,6 @@ def interpolated(
         after = r.square().sum(dim=axes, keepdim=True)
         p, rr = r + after / rr.clamp(min=1e-30) * p, after
     return n + back(x)
-
-
-def taper(distance: Tensor, radius: float) -> Tensor:
-    """exp(−½ (distance/radius)²), positive definite for distances in a space of any dimension (Schoenberg 1938)."""
-    return torch.exp(-0.5 * (distance / radius).square())
-
-
-def _significant(cross: Tensor, x: Tensor, seen: Tensor) -> Tensor:
-    """Covariances ``(n, count)`` with the part that a sample of this size shows by chance taken off."""
-    size = x.double().var(dim=0)[:, None] * seen.double().var(dim=0)[None]
-    r2 = cross.double().square() / size.clamp(min=1e-300)
-    kept = 1 - (1 - r2.clamp(max=1)) / (len(x) * r2.clamp(min=1e-300))
-    return cross * kept.clamp(min=0).to(cross)
 
 
 def _plain_error(emulator: Emulator, error: Tensor) -> DecoderError:

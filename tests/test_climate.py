@@ -103,11 +103,14 @@ def test_large_latents_have_a_climate_too(
     monkeypatch.setattr("lapse.surrogate.climate.LARGEST", 10)
     model = make_model()
     model.climate = fit_climate(model.emulator, torch.randn(40, 2, 1, 16, 16))
-    assert isinstance(model.climate.root, Modulated)
     back = load(model.save(tmp_path / "large")).climate
     x = torch.randn(3, model.climate.size)
     assert back is not None and torch.allclose(back(x), model.climate(x), atol=2e-3)
     assert back(x).shape == (3, *model.climate.mean.shape)
+    assert back.size > back.mean.numel(), "a smooth field for every anomaly, beside the white part"
+    with pytest.raises(SpecError, match="so few that 20 starts fit"):
+        monkeypatch.setattr("lapse.surrogate.climate.NUMBERS", 19 * back.mean.numel())
+        fit_climate(model.emulator, torch.randn(40, 2, 1, 16, 16))
 
 
 def test_a_file_belongs_to_one_model(tmp_path: Path, make_model: Callable[..., Model]) -> None:
@@ -126,8 +129,7 @@ def test_a_file_belongs_to_one_model(tmp_path: Path, make_model: Callable[..., M
 
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_models_bring_their_climate(name: str) -> None:
-    climate = load(name).climate
-    assert climate is not None
+    climate = load(name).climate  # type: ignore[union-attr]
     z = climate(torch.randn(8, climate.size, generator=torch.Generator().manual_seed(0)))
     assert bool(torch.isfinite(z).all()) and 0.3 < float((z - climate.mean).square().mean().sqrt()) < 3
 

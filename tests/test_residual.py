@@ -158,8 +158,8 @@ def test_what_is_drawn_from_a_pool_is_moved_by_symmetries_alone(tmp_path: Path) 
     emulator = build()
     found = pool(emulator)
     found.save(tmp_path / "pool.pt")
-    shift = Shift((8, 1), (16, 16), torch.Generator())  # the force has a period of 8 cells along y
-    drawn = Pool.load(tmp_path / "pool.pt").draw(16, shift, torch.Generator().manual_seed(1))
+    cell = (2, 1)  # the force has a period of 8 cells along y, and a latent cell 4
+    drawn = Pool.load(tmp_path / "pool.pt").draw(16, cell, torch.Generator().manual_seed(1))
     wanted = emulator.autoencoder.normalise(flow().advance(emulator.decode(drawn.state), SPEC.interval))
     torch.testing.assert_close(drawn.target, wanted, rtol=0, atol=1e-4)
     still = [bool((y == found.target).flatten(1).all(dim=1).any()) for y in drawn.target]
