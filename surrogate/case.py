@@ -21,9 +21,10 @@ from ..datasets.time import phase as phase_of
 from ..physics.equation import Equation, equation
 from .emulator import Mode, State
 from .job import Job
+from .repair import Repair
 from .starts import initial_frames
 from .targets import Objective, label
-from .view import ForecastView, rolled, viewed
+from .view import ForecastView, rolled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,12 +91,13 @@ class Case:
         return law(self.model.spec)
 
     def roll(
-        self, u: Tensor, members: int, seed: int, mode: Mode, *, errors: bool, checkpointed: bool
-    ) -> "tuple[ForecastView, Callable[[int], State]]":
+        self, u: Tensor, members: int, seed: int, mode: Mode, *, errors: bool, checkpointed: bool,
+        repair: Repair | None = None,
+    ) -> "tuple[ForecastView, Callable[[int], State]]":  # fmt: skip
         """The forecast from context frames ``u``; see `lapse.surrogate.view.rolled`."""
         return rolled(
             self.model.emulator, u, self.steps, members, mode, seed=seed, init_time=self.init_time,
-            context=self.context, phase=self.phase, errors=errors, checkpointed=checkpointed,
+            context=self.context, phase=self.phase, errors=errors, checkpointed=checkpointed, repair=repair,
         )  # fmt: skip
 
     def value(self, view: ForecastView) -> Tensor:
@@ -150,19 +152,6 @@ class Case:
             out = torch.stack([self._checked(view.member(m)).reshape(()) for m in range(view.members)])
         values: NDArray[np.float64] = out.double().cpu().numpy()
         return values
-
-    @torch.no_grad()
-    def solve(self, u: Tensor) -> float:
-        """The objective of the true solver's run from the newest of the frames ``u``, in float64."""
-        law, spec = self.law, self.model.spec
-        assert law is not None
-        order = [spec.names.index(n) for n in law.variables]
-        back = [law.variables.index(n) for n in spec.names]
-        w, frames = u[-1, order].double()[None], []
-        for _ in range(self.steps):
-            w = law.advance(w, spec.interval)
-            frames.append(w[:, back])
-        return float(self.value(viewed(torch.stack(frames, dim=1), spec, u[-1].double())))
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["METHODS", "Evaluation", "Iterate", "adam", "lbfgs"]
+__all__ = ["LARGEST", "METHODS", "Evaluation", "Iterate", "Memory", "adam", "lbfgs"]
 
-MEMORY = 8
+LARGEST = 5.0
+"""Times ``step`` is the largest step of L-BFGS."""
+_PAIRS = 8
 _ARMIJO = 1e-4
 _TRIALS = 8  # of one line search
 
@@ -51,49 +53,55 @@ Retraction = Callable[[Tensor], Tensor | None]
 """To the feasible set; None where there is no feasible point near."""
 Tangent = Callable[[Tensor, Tensor], Tensor]
 """From a feasible point and a direction to the part of the direction that does not leave the set."""
+Memory = list[tuple[Tensor, Tensor]]
+"""Displacements of L-BFGS and the changes of the gradient that came with them, the newest last."""
 
 
 def lbfgs(
-    function: Function, x: Tensor, retract: Retraction, tangent: Tangent, iterations: int, step: float
-) -> Iterator[Iterate]:
+    function: Function, x: Tensor, retract: Retraction, tangent: Tangent, iterations: int, step: float,
+    memory: Memory | None = None,
+) -> Iterator[Iterate]:  # fmt: skip
     """Yield the start and every accepted point, each lower than the one before; ends early where none can be found.
 
     Arguments:
         x: a feasible start, of any shape.
-        step: root mean square of the first step, and five times it of the largest.
+        step: root mean square of the first step, and `LARGEST` times it of the largest.
+        memory: what was learnt of a function like this one, and will be of this one: changed in place.
     """
     here, count = function(x), 1
     gradient = here.gradient()
     reduced = -tangent(x, -gradient)
     yield Iterate(x, here.value, reduced, here.about, count)
-    pairs: list[tuple[Tensor, Tensor]] = []
+    pairs = [] if memory is None else memory
     for _ in range(iterations):
         found = None
         while found is None:
             d = tangent(x, -_inverse_hessian(reduced, pairs))
             rms = float(d.square().mean().sqrt())
             if rms > 0 and float((d * gradient).sum()) < 0:
-                size = min(1.0, 5 * step / rms) if pairs else step / rms
+                size = min(1.0, LARGEST * step / rms) if pairs else step / rms
                 found, used = _line_search(function, retract, x, here.value, gradient, d, size)
                 count += used
             if found is None and not pairs:  # not even along the gradient
                 return
             if found is None:  # what was learnt misleads: forget it
-                pairs = []
+                pairs.clear()
         moved, here = found
         after = here.gradient()
         s, y = moved - x, after - gradient
         if float((s * y).sum()) > 1e-10 * float(s.norm() * y.norm()):
-            pairs = [*pairs, (s, y)][-MEMORY:]
+            pairs.append((s, y))
+            del pairs[:-_PAIRS]
         x, gradient = moved, after
         reduced = -tangent(x, -gradient)
         yield Iterate(x, here.value, reduced, here.about, count)
 
 
 def adam(
-    function: Function, x: Tensor, retract: Retraction, tangent: Tangent, iterations: int, step: float
-) -> Iterator[Iterate]:
-    """Yield the start and every point after it, not always lower; ``step`` is the learning rate.
+    function: Function, x: Tensor, retract: Retraction, tangent: Tangent, iterations: int, step: float,
+    memory: Memory | None = None,
+) -> Iterator[Iterate]:  # fmt: skip
+    """Yield the start and every point after it, not always lower; ``step`` is the learning rate, ``memory`` of no use.
 
     A step to where there is no finite value is halved, up to eight times; then the iteration ends.
     """

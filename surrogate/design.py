@@ -15,8 +15,6 @@ If the truth were one more of a mode's M members, it would lie between their (M 
 reported reaches from the least to the greatest end of all modes' intervals.
 """
 
-import math
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -24,18 +22,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from ..datasets.problem import Problem, SpecError
 from .bounds import Bounds
 from .case import Case, Prediction, references
-from .control import CONTROLS, Control
-from .descent import METHODS, Evaluation, Iterate
+from .control import CONTROLS
+from .critic import Critic, Solver
+from .descent import METHODS
 from .designed import Verdict, assemble, suspicions
-from .emulator import Mode, State
+from .emulator import Mode
 from .feasible import Feasible
 from .manifold import Manifold
-from .targets import Objective, label
+from .search import Round, Search
+from .targets import Objective
 from .trust import widening
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["DesignWarning", "design"]
 
 _REFERENCES = 16  # states that tell what is usual
-_STILL = 1e-5  # of the first gradient's norm: a stationary point
-_PROBE = 0.1  # standard deviations: the perturbation whose gain sets the scale of the penalty
 _FEWEST = 19  # members for a 90 % interval between order statistics
 
 
@@ -76,7 +73,8 @@ def design(
     predicted: int = 32,
     compare: Sequence[Mode] | None = None,
     checkpoint: bool = True,
-    verify: Literal["solver"] | None = None,
+    verify: Literal["solver"] | Solver | None = None,
+    repairs: int = 0,
     verified: Sequence[xr.Dataset] = (),
     progress: bool = True,
 ) -> xr.Dataset:
@@ -97,7 +95,7 @@ def design(
         radius: the most that the design may depart from the given state: root mean square in training standard
             deviations. None is no limit.
         method: projected "lbfgs", every step of which is better than the last, or "adam".
-        iterations: at most.
+        iterations: at most, in every round.
         step: of "lbfgs" the first step's root mean square, of "adam" the learning rate, in standard deviations.
         members: whose mean (or other risk) is optimised, with the noise that `forecast` gives them under ``seed``.
         mode: as in `forecast`; "mean" has no noise and takes one member, and leaves the prediction to another mode.
@@ -111,17 +109,23 @@ def design(
             model has. The quality mode takes 19 members, and longer than all others together.
         checkpoint: keep only latents of a rollout and compute the rest again: a quarter of the time for a memory that
             hardly grows with ``steps``.
-        verify: "solver" runs the equation that the model's spec names from the designed field.
+        verify: "solver" runs the equation that the model's spec names from the given and the designed state; a function
+            runs the user's own solver: it takes the designed frames as a Dataset and returns the ``steps`` frames after
+            them, one an interval.
+        repairs: rounds of the search, each on a surrogate that was repaired to reproduce the solver's run from the
+            best state so far (`lapse.surrogate.repair`); ``repairs + 1`` runs of ``verify`` in all. 0: one round on the
+            surrogate as it is.
         verified: earlier designs of this kind, nine or more, that the solver verified: the interval becomes as much
             wider as theirs fell short (`lapse.surrogate.trust`).
 
     Returns:
         Dataset that `forecast` takes as it is: the designed variables over ``(time, *space)``, and the given ones as
         ``NAME_given``; over ``iteration`` the ``objective``, ``penalty``, ``gradient_norm``, ``violation``,
-        ``evaluations`` and ``seconds``; over ``member`` the ``predicted`` objective and that of the given state,
-        ``predicted_given``; ``interval``, ``predicted_objective`` (members averaged, or as the risk says), and both by
-        ``mode``; the ``distance`` to known states with its ``distance_limit``; with ``verify`` what the solver
-        ``achieved``, and from the given state ``achieved_given``.
+        ``evaluations``, ``seconds`` and ``round``; over ``member`` the ``predicted`` objective and that of the given
+        state, ``predicted_given``; ``interval``, ``predicted_objective`` (members averaged, or as the risk says), and
+        both by ``mode``; the ``distance`` to known states with its ``distance_limit``; with ``verify`` what the solver
+        ``achieved``, and from the given state ``achieved_given``; with ``repairs`` also ``achieved_by_run``, from the
+        given state and from what every round found. Predictions are always those of the surrogate as it is.
 
     Raises SpecError for unfit input and for an objective that does not fit the forecast, `Infeasible` where bounds and
     constraints leave nothing, ValueError for an objective that is not finite or has no gradient. Warns (DesignWarning)
@@ -131,14 +135,12 @@ def design(
     compared = model.modes if compare is None else tuple(compare)
     members = 1 if mode == "mean" else members
     factor = widening(verified) if verified else 1.0
-    _check_options(model, sense, over, method, steps, iterations, step, members, predicted, prior, (mode, *compared))
+    _check_options(
+        model, sense, over, method, steps, iterations, step, members, predicted, prior, repairs, verify,
+        (mode, *compared),
+    )  # fmt: skip
     case = Case(model, ds, objective, steps, init_time, mode, seed)
-    if verify is not None and (verify != "solver" or case.law is None):
-        names, parameters = ", ".join(model.spec.names), model.spec.equation
-        raise ValueError(
-            f"verify: found {verify!r} and a model of {names} with the equation {parameters!r}; wanted 'solver' and an "
-            "equation of lapse.physics in these variables. Usual fix: verify=None, and run your own solver"
-        )
+    critic = None if verify is None else Critic(case, verify)
     case.rehearse(members)
     held = conserved(model) if constraints is None else constraints
     feasible = Feasible(model.spec, case.given, bounds, held, radius, case.law)
@@ -146,94 +148,28 @@ def design(
         model.emulator, *references(model, ds if reference is None else reference, _REFERENCES, case.given)
     )
     control = CONTROLS[over](model.emulator, feasible, manifold, case.given, case.context)
-    search = _Search(case, control, manifold, -1 if sense == "maximise" else 1, members, seed, prior, checkpoint)
-    path = search.run(method, iterations, step, progress)
-    best = min(path, key=lambda i: i.value)
+    search = Search(case, control, manifold, -1 if sense == "maximise" else 1, members, seed, prior, checkpoint)
+    rounds: list[Round] = []
+    if critic is None or repairs == 0:
+        best = search.descend(method, iterations, step, progress)
+    else:
+        rounds, best = search.rounds(critic, repairs, method, iterations, step, progress)
     with torch.no_grad():
         u = control.fields(best.x)
     verdict = _judge(case, u, predicted, seed + 1, compared)
     verdict.widening = factor
-    if verify:
-        verdict.achieved, verdict.achieved_given = case.solve(u), case.solve(case.given)
-    doubts = suspicions(best, verdict, manifold.limits, members)
+    if critic is not None:
+        kept = [r.achieved for r in rounds if r.kept] or [critic.worth(v, critic.run(v)) for v in (case.given, u)]
+        verdict.achieved_given, verdict.achieved, verdict.critic = kept[0], kept[-1], critic.name
+    doubts = suspicions(best, verdict, manifold.limits, members, rounds)
     options = {
         "sense": sense, "over": over, "method": method, "constraints": list(held), "radius": radius, "prior": prior,
         "members": members, "seed": seed, "predicted": predicted, "steps": steps, "widening": factor,
+        "repairs": repairs,
     }  # fmt: skip
     for text in doubts:
         warnings.warn(f"this design may exploit the surrogate: {text}", DesignWarning, stacklevel=3)
-    return assemble(case, u, path, best, verdict, manifold.limits, options, doubts)
-
-
-class _Search:
-    """The function that is minimised, and the descent."""
-
-    def __init__(
-        self, case: Case, control: Control, manifold: Manifold, sign: int, members: int, seed: int, prior: float,
-        checkpointed: bool,
-    ) -> None:  # fmt: skip
-        self.case, self.control, self.manifold = case, control, manifold
-        self.sign, self.members, self.seed, self.prior, self.checkpointed = sign, members, seed, prior, checkpointed
-        self.scale: float | None = None
-
-    def evaluate(self, x: Tensor) -> Evaluation:
-        at = x.detach().clone().requires_grad_(True)
-        case, c = self.case, self.control
-        with torch.enable_grad():
-            u = c.fields(at)
-            view, state = case.roll(u, self.members, self.seed, case.mode, errors=False, checkpointed=self.checkpointed)
-            value = case.value(view)
-            start = state(0)
-            one = State(start.z[:1], start.carried[:1])
-            distances = self.manifold.distances(u, one, case.newest)
-            signed = self.sign * value
-            if self.scale is None:
-                self.scale = self._scale(signed, at)
-            penalty = self.prior * self.scale * self.manifold.penalty(distances)
-            total = signed + penalty
-        about = {
-            "objective": float(value.detach()),
-            "penalty": float(penalty.detach()),
-            "violation": c.feasible.violation(u),
-            "distances": {k: float(d.detach()) for k, d in distances.items()},
-        }
-        return Evaluation(float(total.detach()), lambda: torch.autograd.grad(total, at)[0], about)
-
-    def _scale(self, value: Tensor, at: Tensor) -> float:
-        """What a perturbation of `_PROBE` along the gradient gains; raises where there is no gradient to follow."""
-        name = f"objective {label(self.case.objective)!r}"
-        if not bool(torch.isfinite(value)):
-            raise ValueError(
-                f"{name}: found {float(value.detach())} for the given state, wanted a finite number. Usual fix: look "
-                "at model.forecast(ds, steps), and for a division or logarithm in the objective"
-            )
-        (g,) = torch.autograd.grad(value, at, retain_graph=True)
-        norm = float(g.norm())
-        if not math.isfinite(norm) or norm == 0:
-            raise ValueError(
-                f"{name}: found a gradient of norm {norm} by the initial condition, wanted a finite one above 0. "
-                "Usual fix: start from another state, soften kinks (extreme has softness), or choose a lead and a "
-                "region that the initial condition reaches"
-            )
-        return _PROBE * norm * math.sqrt(g.numel())
-
-    def run(self, method: str, iterations: int, step: float, progress: bool) -> list[Iterate]:
-        begin = time.process_time()
-        start = self.control.retract(self.control.start)
-        if start is None:
-            self.control.fields(self.control.start)  # says which constraint and why
-        assert start is not None
-        path: list[Iterate] = []
-        steps = METHODS[method](self.evaluate, start, self.control.retract, self.control.tangent, iterations, step)
-        with tqdm(total=iterations, disable=not progress, desc="design", unit="step") as bar:
-            for iterate in steps:
-                iterate.about["seconds"] = time.process_time() - begin
-                path.append(iterate)
-                bar.update(len(path) > 1)
-                bar.set_postfix(objective=iterate.about["objective"], refresh=False)
-                if float(iterate.gradient.norm()) <= _STILL * float(path[0].gradient.norm()):
-                    break
-        return path
+    return assemble(case, u, search.path, rounds, best, verdict, manifold.limits, options, doubts)
 
 
 def conserved(model: "Model") -> list[str]:
@@ -253,7 +189,7 @@ def _judge(case: Case, u: Tensor, members: int, seed: int, modes: Sequence[Mode]
 
 def _check_options(
     model: "Model", sense: str, over: str, method: str, steps: int, iterations: int, step: float, members: int,
-    predicted: int, prior: float, modes: Sequence[str],
+    predicted: int, prior: float, repairs: int, verify: object, modes: Sequence[str],
 ) -> None:  # fmt: skip
     """Raise SpecError with every option that cannot be."""
     problems = []
@@ -279,5 +215,9 @@ def _check_options(
     least("members", members, "at least 1", members >= 1)
     least("predicted", predicted, f"at least {_FEWEST}, for a 90 % interval", predicted >= _FEWEST)
     least("prior", prior, "0 or more", prior >= 0)
+    least("repairs", repairs, "0 or more", repairs >= 0)
+    if repairs > 0 and verify is None:
+        fix = 'verify="solver", or a function that runs your solver'
+        problems.append(Problem("repairs", f"{repairs} and verify=None", "a solver to repair by", fix))
     if problems:
         raise SpecError(problems)

@@ -41,6 +41,10 @@ def add_options(verb: ArgumentParser) -> None:
     verb.add_argument("--compare", nargs="*", metavar="MODE", help="modes to set against it (default: all)")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the members (default 0)")
     verb.add_argument("--verify", action="store_true", help="run the true solver from the design")
+    verb.add_argument(
+        "--repairs", type=int, default=0, metavar="N",
+        help="rounds of the search, each on a model repaired by the solver's last run (default 0: one, unrepaired)",
+    )  # fmt: skip
     verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
 
@@ -65,7 +69,8 @@ def design(options: Namespace) -> None:
             _opened(options.data, options), objective, options.lead, over=options.over, constraints=options.hold,
             sense="maximise" if options.maximise else "minimise", radius=options.radius, iterations=options.iterations,
             members=options.members, mode=options.mode, compare=options.compare, seed=options.seed,
-            init_time=options.init_time, verify="solver" if options.verify else None, progress=not options.quiet,
+            init_time=options.init_time, verify="solver" if options.verify or options.repairs else None,
+            repairs=options.repairs, progress=not options.quiet,
         )  # fmt: skip
     write_netcdf(best, out)
     units = best["predicted"].attrs.get("units", "")
@@ -73,7 +78,7 @@ def design(options: Namespace) -> None:
     print(f"{objective.label}, {units}")
     print(f"given     {float(best['predicted_objective_given']):.4g}")
     print(f"designed  {float(best['predicted_objective']):.4g}  (90 %: {low:.4g} to {high:.4g})")
-    if options.verify:
+    if "achieved" in best:
         print(f"solver    {float(best['achieved']):.4g}  (given: {float(best['achieved_given']):.4g})")
     print(f"{out}: the designed initial condition, and how it was found")
 

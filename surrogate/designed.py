@@ -14,6 +14,7 @@ from .. import __version__
 from ..datasets.fields import to_dataset
 from .case import Case, Prediction
 from .descent import Iterate
+from .search import Round
 from .targets import Target, label
 from .trust import hull, widened
 
@@ -33,6 +34,7 @@ class Verdict:
     widening: float = 1.0
     achieved: float | None = None
     achieved_given: float | None = None
+    critic: str = ""
 
     @property
     def mode(self) -> str:
@@ -50,8 +52,13 @@ class Verdict:
         return widened(hull(np.array([p.interval for p in self.by_mode.values()])), self.widening)
 
 
-def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], members: int) -> list[str]:
-    """Signs that the optimiser leans on errors of the surrogate, each a sentence."""
+def suspicions(
+    best: Iterate, verdict: Verdict, limits: Mapping[str, float], members: int, rounds: Sequence[Round]
+) -> list[str]:
+    """Signs that the optimiser leans on errors of the surrogate, each a sentence; after ``rounds`` the solver knows."""
+    if rounds:
+        better = any(r.kept for r in rounds[1:])
+        return [] if better else ["the solver confirmed no gain in any round: the design is the given state"]
     found = [
         f"the design's {name} distance to known states is {rho:.3g}, beyond the reference's {limits[name]:.3g}"
         for name, rho in best.about["distances"].items()
@@ -75,8 +82,8 @@ def suspicions(best: Iterate, verdict: Verdict, limits: Mapping[str, float], mem
 
 
 def assemble(
-    case: Case, u: Tensor, path: Sequence[Iterate], best: Iterate, verdict: Verdict, limits: Mapping[str, float],
-    options: Mapping[str, Any], doubts: Sequence[str],
+    case: Case, u: Tensor, path: Sequence[Iterate], rounds: Sequence[Round], best: Iterate, verdict: Verdict,
+    limits: Mapping[str, float], options: Mapping[str, Any], doubts: Sequence[str],
 ) -> xr.Dataset:  # fmt: skip
     """The result, see `lapse.surrogate.design`."""
     spec = case.model.spec
@@ -87,7 +94,7 @@ def assemble(
     units = case.objective.units(spec) if isinstance(case.objective, Target) else None
     about = {"long_name": label(case.objective)} | ({"units": units} if units else {})
 
-    def history(key: str) -> list[float]:
+    def history(key: str) -> list[Any]:
         return [i.about[key] for i in path]
 
     names = list(best.about["distances"])
@@ -114,11 +121,15 @@ def assemble(
     }  # fmt: skip
     for name, value in (("achieved", v.achieved), ("achieved_given", v.achieved_given)):
         if value is not None:
-            data[name] = ((), value, about | {"comment": f"by the solver, {case.law!r}"})
-    coords = {
+            data[name] = ((), value, about | {"comment": f"by the solver, {v.critic}"})
+    coords: dict[str, Any] = {
         "iteration": np.arange(len(path)), "member": np.arange(len(v.designed.members)), "bound": ["low", "high"],
         "mode": list(v.by_mode), "measure": names, "state": ["given", "designed"],
     }  # fmt: skip
+    if rounds:
+        coords["round"] = ("iteration", history("round"), {"long_name": "round of the search"})
+        told = {"comment": f"by the solver, {v.critic}, from the given state and from what every round found"}
+        data["achieved_by_run"] = ("run", [r.achieved for r in rounds], about | told)
     out = out.assign_coords(coords).assign(data)
     return out.assign_attrs(_attrs(case, options, doubts))
 

@@ -26,6 +26,7 @@ from ..datasets.problem import Problem, SpecError
 from ..datasets.spec import FieldSpec
 from .emulator import Emulator, Mode, State
 from .noise import draw, member_generator
+from .repair import Repair
 from .rollout import resumed
 
 __all__ = ["ForecastView", "rolled", "viewed"]
@@ -149,9 +150,10 @@ class _Rollout:
 
     def __init__(
         self, emulator: Emulator, state: State, mode: Mode, generators: list[torch.Generator], phase: Tensor | None,
-        errors: bool, checkpointed: bool,
+        errors: bool, checkpointed: bool, repair: Repair | None,
     ) -> None:  # fmt: skip
         self.emulator, self.mode, self.phase, self.checkpointed = emulator, mode, phase, checkpointed
+        self.repair = repair
         self.states, self.generators = [state], generators
         self.size = emulator.noise_size(mode)
         # The mean net forecasts the mean: a drawn decoder error would only add to its error.
@@ -176,7 +178,8 @@ class _Rollout:
 
         def one_frame(z: Tensor, carried: Tensor) -> Tensor:
             state = resumed(self.emulator, State(z, carried), k, self.phase)
-            return self.emulator.advance(state, noise, phase, self.mode).z
+            z = self.emulator.advance(state, noise, phase, self.mode).z
+            return z if self.repair is None else torch.cat([z[:, :-1], z[:, -1:] + self.repair.steps[k]], dim=1)
 
         self.states.append(State(self._run(one_frame, last.z, last.carried), last.carried))
 
@@ -187,7 +190,8 @@ class _Rollout:
             noise = draw([_generator(mark) for mark in self.marks[k]], self.error_size).to(state.z)
 
         def decoded(z: Tensor, carried: Tensor) -> Tensor:
-            return self.emulator.decode(State(z, carried), self._phase(k), noise)
+            u = self.emulator.decode(State(z, carried), self._phase(k), noise)
+            return u if self.repair is None else u + self.repair.fields[k - 1]
 
         return self._run(decoded, state.z, state.carried)
 
@@ -221,6 +225,7 @@ def rolled(
     phase: Tensor | None = None,
     errors: bool = True,
     checkpointed: bool = True,
+    repair: Repair | None = None,
 ) -> tuple[ForecastView, Callable[[int], State]]:
     """The forecast from one state, differentiable with respect to it, and its latent state at lead k.
 
@@ -231,11 +236,12 @@ def rolled(
             ``(steps + 1, 4)``; None for models without a calendar.
         errors: draw the decoder's error.
         checkpointed: keep latents only, and compute the rest again on the way back.
+        repair: what is added to every step and frame.
     """
     once = emulator.encode(u[None], None if context is None else context[None].to(u))
     state = State(once.z.expand(members, *once.z.shape[1:]), once.carried.expand(members, -1))
     generators = [member_generator(seed, init_time, m) for m in range(members)]
-    rollout = _Rollout(emulator, state, mode, generators, phase, errors, checkpointed)
+    rollout = _Rollout(emulator, state, mode, generators, phase, errors, checkpointed, repair)
     return ForecastView(emulator.autoencoder.spec, steps, members, rollout.decode, u[-1]), rollout.state
 
 

@@ -21,12 +21,14 @@ from lapse.physics.grid import Grid
 from lapse.surrogate import cli
 from lapse.surrogate.case import Case, interval, references
 from lapse.surrogate.control import CONTROLS
-from lapse.surrogate.design import DesignWarning, _Search
+from lapse.surrogate.design import DesignWarning
 from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.feasible import Feasible
 from lapse.surrogate.manifold import Manifold
 from lapse.surrogate.model import Model
 from lapse.surrogate.package import build
+from lapse.surrogate.repair import Repair
+from lapse.surrogate.search import Search
 from lapse.surrogate.targets import Target
 from lapse.surrogate.view import ForecastView, rolled, viewed
 
@@ -233,7 +235,7 @@ def test_gradient_of_what_is_minimised_matches_differences(tiny: Model, over: st
     manifold = Manifold(model.emulator, *references(model, ds, 4, case.given))
     manifold.limits = {k: 0.5 * v for k, v in manifold.limits.items()}  # so that the penalty takes part
     control = CONTROLS[over](model.emulator, feasible, manifold, case.given, case.context)
-    search = _Search(case, control, manifold, -1, 2, 0, 0.1, True)
+    search = Search(case, control, manifold, -1, 2, 0, 0.1, True)
     x = control.retract(control.start)
     assert x is not None
     search.evaluate(x)
@@ -328,6 +330,123 @@ def test_the_interval_is_widened_as_verified_designs_call_for(tiny: Model) -> No
     np.testing.assert_array_equal(first["interval_by_mode"], again["interval_by_mode"])
     with pytest.raises(SpecError, match="3 designs; wanted at least 9"):
         tiny.design(ds, target, 2, verified=[first] * 3, **options)
+
+
+# repairs by the solver
+
+
+@pytest.mark.parametrize(("mode", "members"), [("mean", 1), ("fast", 1), ("quality", 1)])
+@pytest.mark.parametrize("calendar", [False, True])
+def test_a_repaired_forecast_is_the_known_run(make_model: Callable[..., Model], mode, members, calendar) -> None:
+    """Whatever the networks say and whatever the run is; from another start it is another forecast."""
+    own = {"interval": 6.0, "time_units": "hours", "calendar": "standard", "equation": None} if calendar else {}
+    emulator = copy.deepcopy(make_model(**own).emulator).double()
+    random = torch.Generator().manual_seed(0)
+    run = 2 * torch.randn(5, 1, 16, 16, generator=random, dtype=torch.float64)
+    u, run = run[:2], run[2:]
+    phase = torch.rand(5, 4, generator=random, dtype=torch.float64) if calendar else None
+    about = {"seed": 3, "context": phase[:2] if calendar else None, "phase": phase[1:] if calendar else None}
+    repair = Repair.of(emulator, u, run, members, mode, **about)
+
+    def forecast(start: Tensor) -> Tensor:
+        view, _ = rolled(emulator, start, 3, members, mode, errors=False, repair=repair, **about)
+        return view["vorticity"][0]
+
+    with torch.no_grad():
+        torch.testing.assert_close(forecast(u), run[:, 0], rtol=0, atol=1e-10)
+        assert float((forecast(u + 0.1) - run[:, 0]).abs().max()) > 1e-3
+
+
+class Own:
+    """A solver of the user's: fields move as in `Shift`, by a law of growth that the model knows nothing of."""
+
+    def __init__(self, law: Callable[[np.ndarray], np.ndarray], steps: int = 2) -> None:
+        self.law, self.steps, self.seen = law, steps, []
+
+    def __call__(self, ds: xr.Dataset) -> xr.Dataset:
+        self.seen.append(ds)
+        frames, u = [], ds["vorticity"].isel(time=-1).values
+        for k in range(self.steps):
+            u = np.roll(self.law(u) if k == 0 else u, 4, axis=1)
+            frames.append(ds["vorticity"].isel(time=-1, drop=True).copy(data=u))
+        return xr.concat(frames, "time").assign_coords(time=np.arange(1.0, self.steps + 1)).to_dataset()
+
+
+def test_repairs_take_out_what_the_solver_knows_better(shift: Model) -> None:
+    """A truth that is the model's answer and a number beside it: the repaired design hits, the other misses by it."""
+    ds, solver = states(shift.spec), Own(lambda u: u + 0.5)
+    mean = objectives.region_mean("vorticity", lead=2, **BOX)
+
+    def miss(view: ForecastView) -> Tensor:
+        return (mean(view) - 1.0).square()
+
+    options: dict[str, Any] = dict(sense="minimise", mode="mean", constraints=(), bounds={}, iterations=20, **QUIET)
+    plain = shift.design(ds, miss, 2, verify=solver, **options)
+    assert float(plain["achieved"]) == pytest.approx(0.25, abs=1e-3)
+    assert len(solver.seen) == 2 and "achieved_by_run" not in plain
+    solver.seen.clear()
+    out = shift.design(ds, miss, 2, verify=solver, repairs=2, **options)
+    assert float(out["achieved"]) < 1e-6
+    assert len(solver.seen) == 3 == out.sizes["run"], "one run from the given state, one for every round"
+    assert float(out["achieved_given"]) == pytest.approx(float(out["objective"][0]), abs=1e-6)
+    assert out["round"].values[0] == 0 and out["round"].values[-1] == 1
+    assert bool((np.diff(out["evaluations"]) > 0).all()) and bool((np.diff(out["seconds"]) >= 0).all())
+    xr.testing.assert_allclose(solver.seen[0]["vorticity"].drop_attrs(), out["vorticity_given"].drop_attrs())
+    assert "Own" in out["achieved"].attrs["comment"] and json.loads(out.attrs["lapse_design"])["repairs"] == 2
+
+
+@pytest.mark.parametrize("blows_up", [False, True])
+def test_a_round_that_the_solver_does_not_confirm_is_undone(shift: Model, blows_up: bool) -> None:
+    """The truth loses what goes too far: v = u − c (u − u₀)², best at u₀ + 1/(2c); the model sees no end of it."""
+    ds, c = states(shift.spec), 0.25
+    given = ds["vorticity"].values[-1]
+    target = objectives.region_mean("vorticity", lead=2, **BOX)
+    options: dict[str, Any] = dict(sense="maximise", mode="mean", constraints=(), bounds={}, iterations=4, **QUIET)
+
+    def law(u: np.ndarray) -> np.ndarray:
+        too_far = blows_up and np.abs(u - given).max() > 4
+        return np.full_like(u, np.nan) if too_far else u - c * (u - given) ** 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DesignWarning)
+        out = shift.design(ds, target, 2, verify=Own(law), repairs=12, step=2.0, **options)
+    runs = out["achieved_by_run"].values - float(out["achieved_given"])
+    assert np.isnan(runs).any() if blows_up else runs.min() < 0, "some round went too far"
+    assert float(out["achieved"]) == np.nanmax(out["achieved_by_run"].values)
+    runs = runs[np.isfinite(runs)]
+    assert runs.max() == pytest.approx(1 / (4 * c), rel=0.05)
+    moved = (out["vorticity"].values[0] - given)[sensitivity(2) > 0]
+    np.testing.assert_allclose(moved, 1 / (2 * c), rtol=0.3)
+
+
+def test_no_gain_by_the_solver_is_told(shift: Model) -> None:
+    ds = states(shift.spec)
+    given = ds["vorticity"].values[-1]
+    target = objectives.region_mean("vorticity", lead=2, **BOX)
+    with pytest.warns(DesignWarning, match="the solver confirmed no gain in any round"):
+        out = shift.design(
+            ds, target, 2, sense="maximise", mode="mean", verify=Own(lambda u: 2 * given - u), repairs=2, iterations=3,
+            **QUIET,
+        )  # fmt: skip
+    np.testing.assert_allclose(out["vorticity"].values[0], given, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("solver", "told"),
+    [
+        (lambda ds: ds["vorticity"], "verify, <lambda>: found a DataArray; wanted a Dataset of the frames that follow"),
+        (Own(lambda u: u, steps=3), "found time=3.*; wanted time=2, the frames after the start"),
+        (Own(lambda u: u * np.nan), "not finite, from the given state"),
+        (lambda ds: ds.rename(vorticity="w"), "vorticity"),
+    ],
+)
+def test_unfit_answers_of_a_solver(shift: Model, solver: Callable[[xr.Dataset], xr.Dataset], told: str) -> None:
+    target = objectives.region_mean("vorticity", lead=2, **BOX)
+    with pytest.raises(SpecError, match=told):
+        shift.design(
+            states(shift.spec), target, 2, sense="maximise", mode="mean", verify=solver, iterations=1, repairs=1,
+            **QUIET,
+        )  # fmt: skip
 
 
 def test_files_and_the_accessor(tiny: Model, tmp_path) -> None:
@@ -430,11 +549,12 @@ def test_every_unfit_option_is_named_at_once(tiny: Model) -> None:
     with pytest.raises(SpecError) as caught:
         tiny.design(
             states(tiny.spec), target, 0, sense="maximize", over="parameters", method="cma", iterations=0, step=-1.0,  # type: ignore[arg-type]
-            members=0, predicted=5, prior=-1.0, mode="slow",  # type: ignore[arg-type]
+            members=0, predicted=5, prior=-1.0, mode="slow", repairs=1,  # type: ignore[arg-type]
         )  # fmt: skip
     told = str(caught.value)
-    assert told.startswith("10 problems")
-    for part in ("'maximize'", "not told any parameters", "'cma'", "steps: found 0", "at least 19", "'slow'"):
+    assert told.startswith("11 problems")
+    parts = ("'maximize'", "not told any parameters", "'cma'", "steps: found 0", "at least 19", "'slow'", "repair by")
+    for part in parts:
         assert part in told
 
 
@@ -445,7 +565,7 @@ def test_unfit_starts_and_solvers(tiny: Model, shift: Model) -> None:
         tiny.design(ds, target, 1, sense="maximise", init_time="all")
     with pytest.raises(SpecError, match=r"2 initial states; wanted one.*isel\(member=0\)"):
         tiny.design(xr.concat([ds, ds], "member"), target, 1, sense="maximise")
-    with pytest.raises(ValueError, match=r"verify: found 'solver' .* equation None.*run your own solver"):
+    with pytest.raises(ValueError, match=r"verify: found 'solver' .* equation None.*function of your own solver"):
         shift.design(states(shift.spec), target, 1, sense="maximise", verify="solver")
     with pytest.raises(TypeError, match="sense"):
         tiny.design(ds, target, 1)
@@ -465,7 +585,7 @@ def folder(tiny: Model, tmp_path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_verb_is_the_method(tiny: Model, folder, capsys: pytest.CaptureFixture[str]) -> None:
     line = "design model flow.nc --maximise region_mean --lead 2 --region x=1:3 --region y=2: --iterations 1"
-    options = "--members 2 --radius 0.3 --seed 3 --mode fast --compare --hold mean --verify --quiet --out best.nc"
+    options = "--members 2 --radius 0.3 --seed 3 --mode fast --compare --hold mean --repairs 1 --quiet --out best.nc"
     assert cli.main([*line.split(), *options.split()]) == 0
     told = capsys.readouterr().out
     assert "mean of vorticity, x=1.0…3.0, y=2.0…None, lead 2, s-1" in told and "solver" in told
@@ -474,7 +594,7 @@ def test_the_verb_is_the_method(tiny: Model, folder, capsys: pytest.CaptureFixtu
         warnings.simplefilter("ignore", DesignWarning)
         wanted = tiny.design(
             states(tiny.spec, 6), target, 2, sense="maximise", iterations=1, members=2, radius=0.3, seed=3,
-            mode="fast", compare=(), constraints=["mean"], verify="solver", progress=False,
+            mode="fast", compare=(), constraints=["mean"], verify="solver", repairs=1, progress=False,
         )  # fmt: skip
     with xr.open_dataset("best.nc") as found:
         for name in ("vorticity", "predicted", "achieved"):

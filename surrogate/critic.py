@@ -1,0 +1,84 @@
+"""The critic: what the true solver makes of a designed state.
+
+Either the equation that a model's spec names, run in float64, or the user's own solver: a function that takes the
+designed frames as a Dataset, as `design` returns them, and gives back the frames that follow, one an interval.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..datasets.check import check
+from ..datasets.fields import to_dataset, to_tensor
+from ..datasets.problem import Problem, SpecError
+from .case import Case
+from .view import viewed
+
+__all__ = ["Critic", "Solver"]
+
+Solver = Callable[[xr.Dataset], xr.Dataset]
+"""From frames ``(time, *space)`` in physical units, newest last, to the ``steps`` frames after the newest."""
+
+
+class Critic:
+    """The solver for one case.
+
+    Arguments:
+        case: start, objective and number of frames.
+        solver: "solver" for the equation of the model's spec, or the user's own.
+
+    Raises ValueError where the spec names no equation in the model's variables.
+    """
+
+    def __init__(self, case: Case, solver: Literal["solver"] | Solver) -> None:
+        spec = case.model.spec
+        if not callable(solver) and (solver != "solver" or case.law is None):
+            raise ValueError(
+                f"verify: found {solver!r} and a model of {', '.join(spec.names)} with the equation {spec.equation!r}; "
+                "wanted 'solver' and an equation of lapse.physics in these variables, or a function from the designed "
+                "Dataset to the frames that follow. Usual fix: verify=None, or such a function of your own solver"
+            )
+        self.case, self.solver = case, solver
+        self.name = getattr(solver, "__name__", repr(solver)) if callable(solver) else repr(case.law)
+
+    @torch.no_grad()
+    def run(self, u: Tensor) -> Tensor:
+        """The frames ``(steps, C, *space)``, float64, after the frames ``u (history, C, *space)``.
+
+        What the solver may say of a state that no flow would be in, it may say: values are not judged. Raises SpecError
+        where a solver of the user's gives back other frames than were wanted.
+        """
+        return self._asked(u, self.solver) if callable(self.solver) else self._solved(u)
+
+    @torch.no_grad()
+    def worth(self, u: Tensor, run: Tensor) -> float:
+        """The objective of a ``run`` from ``u``."""
+        return float(self.case.value(viewed(run[None], self.case.model.spec, u[-1].to(run))))
+
+    def _solved(self, u: Tensor) -> Tensor:
+        law, spec = self.case.law, self.case.model.spec
+        assert law is not None
+        order = [spec.names.index(n) for n in law.variables]
+        back = [law.variables.index(n) for n in spec.names]
+        w, frames = u[-1:, order].double(), []
+        for _ in range(self.case.steps):
+            w = law.advance(w, spec.interval)
+            frames.append(w[0, back])
+        return torch.stack(frames)
+
+    def _asked(self, u: Tensor, solver: Solver) -> Tensor:
+        case, spec = self.case, self.case.model.spec
+        found = solver(to_dataset(u, spec, ("time",), {"time": case.frames["time"]}))
+        where = f"verify, {self.name}"
+        if not isinstance(found, xr.Dataset):
+            wanted, fix = "a Dataset of the frames that follow", "return frames over time, one an interval"
+            raise SpecError([Problem(where, f"a {type(found).__name__}", wanted, fix)])
+        frames = check(found, spec, gaps=True, values=False)
+        if dict(frames.sizes).get("time") != case.steps or "trajectory" in frames.dims:
+            sizes = ", ".join(f"{k}={n}" for k, n in frames.sizes.items())
+            wanted = f"time={case.steps}, the frames after the start and not the start itself"
+            raise SpecError([Problem(where, sizes, wanted, "cut the solver's output to them")])
+        return to_tensor(frames, spec).to(u.device, torch.float64)
