@@ -136,8 +136,8 @@ class Search:
         u = self._fields(x)
         run = critic.run(u)
         if not bool(torch.isfinite(run).all()):
-            found, fix = "values that are not finite, from the given state", "run the solver from it by hand"
-            raise SpecError([Problem(f"verify, {critic.name}", found, "finite values", fix)])
+            told, fix = "values that are not finite, from the given state", "run the solver from it by hand"
+            raise SpecError([Problem(f"verify, {critic.name}", told, "finite values", fix)])
         self.repair = self._repair(u, run)
         with self._bar(count * iterations, progress) as bar:
             for k in range(count):
