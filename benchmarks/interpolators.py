@@ -1,7 +1,7 @@
 """The opponents of `model.augment`: optimal interpolation with a measured or a fitted covariance, and a U-Net.
 
     Interpolation   the measured climatological covariance of a flow with symmetries, in space and time
-    Kriging         an analytical covariance about a climatology: great-circle distance and time, for real data
+    Kriging         an analytical covariance about a climatology: distance on the sphere and time, for real data
     UNet            regression of complete frames from observed ones (Ronneberger et al. 2015, arXiv:1505.04597)
 """
 
@@ -56,10 +56,10 @@ class Interpolation:
 class Kriging:
     """Optimal interpolation of standardised anomalies, one variable at a time, on the sphere.
 
-        C = exp(−(d/L)^p) exp(−|τ|/T),  with a nugget; d the great-circle distance, τ the difference in time
+        C = exp(−(d/L)^p) exp(−|τ|/T),  with a nugget; d the chord's distance, τ the difference in time
 
-    L, T, p and the nugget are those with the least error in the window that is seen first, which is a benefit of the
-    doubt.
+    (By the great circle the Gaussian, p = 2, is not positive definite on a sphere.) L, T, p and the nugget are those
+    with the least error in the window that is seen first, which is a benefit of the doubt.
 
     Arguments:
         latitude, longitude: of the cells ``(cells,)``, degrees.
@@ -73,7 +73,7 @@ class Kriging:
     def __init__(self, latitude: Array, longitude: Array) -> None:
         a, b = np.deg2rad(latitude), np.deg2rad(longitude)
         unit = np.stack([np.cos(a) * np.cos(b), np.cos(a) * np.sin(b), np.sin(a)])
-        self.distance = torch.from_numpy(6371.0 * np.arccos(np.clip(unit.T @ unit, -1, 1))).float()
+        self.distance = torch.from_numpy(6371.0 * np.sqrt(np.maximum(2 - 2 * unit.T @ unit, 0))).float()
         self.settings: tuple[float, ...] | None = None
 
     def __call__(self, x: Tensor, where: Tensor, weights: Tensor) -> Tensor:

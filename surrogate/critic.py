@@ -14,13 +14,15 @@ from torch import Tensor
 from ..datasets.check import check
 from ..datasets.fields import to_dataset, to_tensor
 from ..datasets.problem import Problem, SpecError
+from ..datasets.time import lead_coordinate, valid_time
 from .case import Case
 from .view import viewed
 
 __all__ = ["Critic", "Solver"]
 
 Solver = Callable[[xr.Dataset], xr.Dataset]
-"""From frames ``(time, *space)`` in physical units, newest last, to the ``steps`` frames after the newest."""
+"""From frames ``(time, *space)`` in physical units, newest last, to the ``steps`` frames after the newest, over
+``time`` or, as `forecast` lays them out, over ``lead_time``."""
 
 
 class Critic:
@@ -76,6 +78,12 @@ class Critic:
         if not isinstance(found, xr.Dataset):
             wanted, fix = "a Dataset of the frames that follow", "return frames over time, one an interval"
             raise SpecError([Problem(where, f"a {type(found).__name__}", wanted, fix)])
+        if "lead_time" in found.dims:  # laid out as a forecast
+            found = found.isel(init_time=0, drop=True) if "init_time" in found.dims else found
+            leads = lead_coordinate(spec, found.sizes["lead_time"])
+            found = found[[n for n in spec.names if n in found]].drop_vars("lead_time", errors="ignore")
+            found = found.rename(lead_time="time").drop_vars("valid_time", errors="ignore")
+            found = found.assign_coords(time=valid_time(case.frames["time"].values[-1], leads, spec))
         frames = check(found, spec, gaps=True, values=False)
         if dict(frames.sizes).get("time") != case.steps or "trajectory" in frames.dims:
             sizes = ", ".join(f"{k}={n}" for k, n in frames.sizes.items())

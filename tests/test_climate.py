@@ -9,6 +9,7 @@ import torch
 from lapse import SpecError
 from lapse.surrogate.bloch import Bloch, cell_mean, from_waves, to_waves
 from lapse.surrogate.climate import Climate, fit_climate, periods
+from lapse.surrogate.homogeneous import Homogeneous
 from lapse.surrogate.model import Model
 from lapse.surrogate.modulated import Modulated
 from lapse.surrogate.package import load, shipped
@@ -70,17 +71,43 @@ def smooth_fields(count: int, n: int, width: float, seed: int) -> torch.Tensor:
 
 
 def test_modulated_anomalies_have_the_localised_covariance() -> None:
-    """(1 − a) S ∘ ρ + a diag S, entry by entry, within the sampling error; on a ring ρ goes round."""
+    """(1 − a) S ∘ ρ + a B, entry by entry, within the sampling error; on a ring ρ goes round."""
     a = torch.randn(7, 2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    root = Modulated(a, (False, True), radius=2.0, share=0.1)
+    root = Modulated(a, (False, True), radius=2.0, share=0.3)
     g = torch.Generator().manual_seed(1)
     draws = root(torch.randn(20000, root.size, dtype=torch.float64, generator=g)).flatten(1)
     S = a.flatten(1).T @ a.flatten(1) / 7
     y, x = torch.meshgrid(torch.arange(3.0), torch.arange(8.0), indexing="ij")
     chord = 8 / torch.pi * torch.sin(torch.pi / 8 * (x.flatten()[:, None] - x.flatten()))
     rho = torch.exp(-0.5 * ((y.flatten()[:, None] - y.flatten()).square() + chord.square()) / 4).repeat(2, 2)
-    wanted = 0.9 * S * rho + 0.1 * torch.diag(S.diagonal())
+    channel, at = torch.arange(48) // 24, torch.unravel_index(torch.arange(48) % 24, (3, 8))
+    wanted = 0.7 * S * rho + 0.3 * root.rest.covariance(channel, at)
     assert (draws.T @ draws / len(draws) - wanted).abs().max() < 0.06 * wanted.diagonal().max()
+
+
+def test_a_homogeneous_covariance_is_found_from_few_fields() -> None:
+    """Two channels that share a part, each forgetting along its own length, stronger to the right; land stays out."""
+    n, g = 48, torch.Generator().manual_seed(2)
+    i = torch.arange(n, dtype=torch.float64)
+    roots = [torch.linalg.cholesky(torch.exp(-(i[:, None] - i).abs() / length)) for length in (1.0, 8.0)]
+
+    def fields(count: int) -> torch.Tensor:
+        a, b = (root @ torch.randn(count, n, n, generator=g, dtype=torch.float64) @ root.T for root in roots)
+        both = torch.stack([0.6 * a + 1.2 * b, 0.6 * a - 1.2 * b], dim=1)
+        return both * (1 + i / n) * (i >= 5)
+
+    root = Homogeneous.fit(fields(6), (False, False))
+    assert sorted(root.lengths.tolist()) == pytest.approx([1.0, 8.0], rel=0.3)
+    draws = root(torch.randn(400, root.size, generator=g, dtype=torch.float64))
+    assert bool((draws[..., :5] == 0).all())
+    channel, row, column = torch.tensor([[0, 0, 1, 0, 1], [9, 9, 9, 12, 9], [9, 10, 9, 9, 12]])
+    truth = fields(3000)[:, channel, row, column].T
+    wanted, found = truth @ truth.T / 3000, root.covariance(channel, (row, column))
+    sizes = wanted.diagonal().sqrt(), found.diagonal().sqrt()
+    correlations = [C / (d[:, None] * d) for C, d in zip((wanted, found), sizes, strict=True)]
+    assert (correlations[0] - correlations[1]).abs().max() < 0.12, "six fields tell them, though no single cell's size"
+    drawn = draws[:, channel, row, column].T
+    assert (drawn @ drawn.T / 400 - found).abs().max() < 0.2 * found.max()
 
 
 def test_a_short_record_is_localised_as_far_as_it_must() -> None:
@@ -107,7 +134,7 @@ def test_large_latents_have_a_climate_too(
     x = torch.randn(3, model.climate.size)
     assert back is not None and torch.allclose(back(x), model.climate(x), atol=2e-3)
     assert back(x).shape == (3, *model.climate.mean.shape)
-    assert back.size > back.mean.numel(), "a smooth field for every anomaly, beside the white part"
+    assert back.size > back.mean.numel(), "a smooth field for every anomaly, beside the homogeneous part"
     with pytest.raises(SpecError, match="so few that 20 starts fit"):
         monkeypatch.setattr("lapse.surrogate.climate.NUMBERS", 19 * back.mean.numel())
         fit_climate(model.emulator, torch.randn(40, 2, 1, 16, 16))

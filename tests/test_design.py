@@ -419,6 +419,15 @@ def test_a_round_that_the_solver_does_not_confirm_is_undone(shift: Model, blows_
     np.testing.assert_allclose(moved, 1 / (2 * c), rtol=0.3)
 
 
+def test_a_solver_may_answer_as_a_forecast_is_laid_out(tiny: Model) -> None:
+    target = objectives.region_mean("vorticity", lead=2)
+    options: dict[str, Any] = {"sense": "maximise", "mode": "mean", "iterations": 2, "repairs": 1, "constraints": ()}
+    a = tiny.design(states(tiny.spec), target, 2, verify="solver", progress=False, **options)
+    b = tiny.design(states(tiny.spec), target, 2, verify=lambda ds: tiny.solve(ds, 2), progress=False, **options)
+    np.testing.assert_allclose(a["achieved_by_run"], b["achieved_by_run"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(a["vorticity"], b["vorticity"], atol=1e-3)
+
+
 def test_no_gain_by_the_solver_is_told(shift: Model) -> None:
     ds = states(shift.spec)
     given = ds["vorticity"].values[-1]
