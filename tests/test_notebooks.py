@@ -18,7 +18,8 @@ import torch
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "notebooks"
 SMALL = {
     "air_temperature": {"STARTS": 3, "MEMBERS": 4, "LEADS": 4},
-    "design_a_burst": {"LEAD": 2, "RADII": [0.2], "ITERATIONS": 1, "RANDOM": 2, "SPIN_UP": 1.0, "FRAMES": 4},
+    "design_a_burst": {"LEAD": 2, "RADII": [0.2], "ITERATIONS": 1, "RANDOM": 2, "SPIN_UP": 1.0, "FRAMES": 4,
+                       "ROUNDS": 1},
     "sparse_sensors": {"WINDOW": 2, "LEADS": 2, "MEMBERS": 4, "ENSEMBLE": 16, "SPIN_UP": 1.0},
 }
 MARK = re.compile(r"^# %%(?P<kind> \[markdown\])?(?P<rest>.*)$", re.MULTILINE)
