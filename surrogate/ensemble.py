@@ -107,7 +107,7 @@ def planned(job: Job, keep: str, *, shard: int | None = None, **options: Any) ->
         keep: "fields", "latents" or "statistics".
         shard: members of a block; by default 64, or as many as make 128 MiB of fields; of what is small some times as
             many, as long as there are enough blocks to share out.
-        options: of the statistics.
+        options: of the statistics, or of the latents.
     """
     if shard is None:
         shard = job.shard

@@ -26,6 +26,10 @@ def add_steps(
         "--keep", choices=("fields", "latents", "statistics"), default="fields",
         help="the members' fields (default), the latents they are decoded from, or statistics over members",
     )  # fmt: skip
+    init.add_argument(
+        "--rounding", type=float, metavar="SHARE",
+        help="latents as bytes: what rounding adds, as a share of the decoder's error, such as 0.5",
+    )  # fmt: skip
     _device(init)
     init.add_argument("--seed", type=int, default=0, metavar="N", help="of the ensemble (default 0)")
     init.add_argument("--mode", choices=("fast", "quality", "mean"), help="of the model (default: its first)")
@@ -81,6 +85,10 @@ def _init(options: Namespace) -> None:
         more["truth"] = _opened(options.truth, options)
     if more and options.keep != "statistics":
         raise ValueError(f"--{', --'.join(more)}: only with --keep statistics")
+    if options.rounding is not None:
+        if options.keep != "latents":
+            raise ValueError("--rounding: only with --keep latents")
+        more["rounding"] = options.rounding
     plan = model.ensemble(
         _opened(options.data, options), options.steps, options.members, keep=options.keep, seed=options.seed,
         init_times=starts, mode=options.mode, batch_size=options.batch_size, shard=options.shard, **more,

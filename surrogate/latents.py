@@ -10,7 +10,9 @@ a time, and no others. ε is drawn anew from (seed, init_time, member): the gene
 leads before, so that a decoded frame is that of a direct forecast but for the rounding of z to 11 bits. Latents mean
 nothing to other weights, hence the hash of theirs is kept and compared.
 
-Sizes: a latent frame of float16 is 2 × (compression of the autoencoder) times smaller than its field in float32.
+Sizes: a latent frame of float16 is 2 × (compression of the autoencoder) times smaller than its field in float32. With
+`rounding` it becomes bytes that compress (module of that name), and a decoded frame is within the rounding of a direct
+one instead.
 """
 
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ from .emulator import State
 from .job import SMALLEST_BATCH, Job
 from .keep import joined, open_lazily
 from .noise import draw, member_generator
+from .rounding import Rounding
 
 if TYPE_CHECKING:
     from .ensemble import Ensemble
@@ -44,16 +47,30 @@ _REMEMBERED = 2**26  # bytes of decoded fields kept for the next variable of the
 
 
 class Latents:
-    """Every member's latents as float16; a chunk holds all leads of some members."""
+    """Every member's latents as float16; a chunk holds all leads of some members.
+
+    Arguments:
+        shard: members of one block.
+        rounding: share of the decoder's own error that rounding to bytes may add, such as 0.5; None for float16.
+        step: of the rounding, where it was chosen before.
+    """
 
     name = "latents"
 
-    def __init__(self, shard: int) -> None:
-        self.shard = shard
+    def __init__(self, shard: int, rounding: float | None = None, step: float | None = None) -> None:
+        self.shard, self.rounding, self.step = shard, rounding, step
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"shard": self.shard}
+        return {"shard": self.shard, "rounding": self.rounding, "step": self.step}
+
+    def rounded(self, job: Job) -> Rounding | None:
+        """How latents become bytes. Raises ValueError for a model whose latents cannot."""
+        if self.rounding is None:
+            return None
+        if self.step is None:
+            self.step = Rounding.of(job.model, self.rounding).step
+        return Rounding(self.rounding, self.step)
 
     def home(self, path: Path) -> Path:
         return path
@@ -62,23 +79,26 @@ class Latents:
         shape, starts = job.model.emulator.latent_shape, len(job.positions)
         axes = ("channel", *(f"latent_{name}" for name in job.model.spec.grid.names))
         dims = ("init_time", "member", "lead_time", *axes)
-        names = list(job.model.spec.names)
+        names, rounded = list(job.model.spec.names), self.rounded(job)
+        about: dict[str, Any] = {"long_name": "latent state, to be decoded by the model", "units": "1"}
+        if rounded is not None:
+            about |= {"comment": "whole steps, as second differences over the leads modulo 256", "step": rounded.step}
+        kind = np.float16 if rounded is None else np.int8
         data: dict[str, Any] = {
-            "latent": (dims, blank((starts, job.members, job.steps, *shape), np.float16),
-                       {"long_name": "latent state, to be decoded by the model", "units": "1"}),
+            "latent": (dims, blank((starts, job.members, job.steps, *shape), kind), about),
             "carried": (("init_time", "member", "variable"), blank((starts, job.members, len(names))),
                         {"long_name": f"area means that the decoder restores, of {', '.join(names)}"}),
             "valid": job.flags(),
         }  # fmt: skip
         out = xr.Dataset(data, coords=job.coordinates(), attrs=job.attrs() | {"lapse_keep": "latents"})
         out["lead_time"].encoding = dict(job.leads.encoding)
-        member = 2 * job.steps * int(np.prod(shape))
+        member = kind().itemsize * job.steps * int(np.prod(shape))
         most = max(1, min(self.shard, _CHUNK_BYTES // member))
         chunk = max(n for n in range(1, most + 1) if self.shard % n == 0)
         return out, {"init_time": 1, "member": self.shard}, {"member": chunk}
 
     def identity(self, job: Job) -> dict[str, Any]:
-        return {**job.identity, "keep": self.name}
+        return {**job.identity, "keep": self.name} | ({} if self.rounding is None else {"rounding": self.rounding})
 
     def prepare(self, ensemble: "Ensemble") -> None:
         model = ensemble.job.model
@@ -97,7 +117,8 @@ class Latents:
         job, members = ensemble.job, block.region["member"]
         index = block.region["init_time"].start
         parts = (job.latents(index, a, b) for a, b in job.batches(members.start, members.stop))
-        return joined(parts, members.stop - members.start)
+        found, rounded = joined(parts, members.stop - members.start), self.rounded(job)
+        return found if rounded is None else found | {"latent": rounded.pack(found["latent"], axis=2)}
 
     def complete(self, ensemble: "Ensemble") -> None:
         pass
@@ -106,7 +127,7 @@ class Latents:
         job = ensemble.job
         # Without dask: a graph with a task for every frame would cost more than the frames.
         stored = open_lazily(ensemble.path, job, chunks=None)
-        source = _Source(job, stored)
+        source = _Source(job, stored, self.rounded(job))
         template = job.template()
         fields = {}
         for channel, name in enumerate(job.model.spec.names):
@@ -120,9 +141,10 @@ class Latents:
 class _Source:
     """Decodes any members and leads of one start. Picklable: what it holds is a model and a store."""
 
-    def __init__(self, job: Job, stored: xr.Dataset) -> None:
-        self.job = job
+    def __init__(self, job: Job, stored: xr.Dataset, rounded: Rounding | None) -> None:
+        self.job, self.rounded = job, rounded
         self.latent, self.carried = stored["latent"].variable, stored["carried"].variable
+        self.valid = stored["valid"].variable
         self._last: tuple[Any, list[NDArray[np.float32]]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -162,7 +184,7 @@ class _Source:
         for some in _pieces(len(members), max(1, _BATCH // len(leads))):
             rows = members[some]
             # Read at once: a chunk holds all leads of several members.
-            z = self.latent[start].isel(member=rows).isel(lead_time=leads).values.astype(np.float32)
+            z = self._latents(start, rows, leads)
             carried = self.carried[start].isel(member=rows).values
             noise = self._noise(start, rows, leads)
             where = [(m, k) for m in range(len(rows)) for k in range(len(leads))]
@@ -176,6 +198,15 @@ class _Source:
                 u = self._decode(state, at_leads, errors).cpu().numpy()
                 for j, (a, b) in enumerate(at):
                     yield some.start + a, b, u[j]
+
+    def _latents(self, start: int, members: NDArray[Any], leads: NDArray[Any]) -> NDArray[np.float32]:
+        """``(members, leads, c, *latent)``."""
+        stored = self.latent[start].isel(member=members)
+        if self.rounded is None:
+            return stored.isel(lead_time=leads).values.astype(np.float32)
+        z = self.rounded.unpack(stored.isel(lead_time=slice(max(leads) + 1)).values, axis=1)[:, leads]
+        z[self.valid[start].isel(member=members).values == 0] = np.nan
+        return z
 
     def _decode(self, state: State, phase: Tensor | None, errors: Tensor | None) -> Tensor:
         device = self.job.device

@@ -209,7 +209,7 @@ class Model:
         """The plan of an ensemble that several processes make together; see `lapse.surrogate.ensemble`.
 
         Nothing is computed: print the plan, then ``plan.create("ens.zarr")`` begins it. ``options`` are those of
-        `lapse.surrogate.statistics.Statistics`.
+        `lapse.surrogate.statistics.Statistics`, or ``rounding`` of `lapse.surrogate.latents.Latents`.
         """
         frames, positions = initial_frames(ds, self.spec, self.emulator.history, init_times)
         job = Job(self, frames, positions, steps, members, seed, mode, batch_size)

@@ -1,5 +1,6 @@
 """Ensembles in parts: killed, repeated, grown and divided at will, they become what one process would have made."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import cf_xarray  # noqa: F401
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import lapse
@@ -18,6 +20,7 @@ from lapse.datasets.shards import StoreError
 from lapse.surrogate import cli
 from lapse.surrogate.ensemble import Ensemble, parse_part, status
 from lapse.surrogate.model import Model
+from lapse.surrogate.rounding import Rounding
 
 STARTS = [0.2, 0.8]
 MEMBERS, STEPS = 11, 3
@@ -181,6 +184,69 @@ def test_latents_are_small(latents: Ensemble) -> None:
     plan_of = latents.writer.plan
     numbers = np.prod(latents.job.model.emulator.latent_shape)
     assert plan_of.bytes == 2 * MEMBERS * (2 * STEPS * numbers + 4 + 1)
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_rounded_latents_add_the_share_that_was_asked_for(
+    model: Model, ds: xr.Dataset, direct: xr.Dataset, tmp_path: Path, share: float
+) -> None:
+    """Of the decoder's error, root mean square over all frames; bytes, resumed and opened by another process alike."""
+    path = tmp_path / "bytes.zarr"
+    ensemble = plan(model, ds, keep="latents", shard=4, batch_size=3, rounding=share).create(path)
+    ensemble.run((1, 2), progress=False)
+    plan(model, ds, keep="latents", shard=4, rounding=share).create(path, resume=True)
+    finished(Ensemble.at(path))
+    fc, stored = Ensemble.at(path).open(), xr.open_zarr(path)
+    assert stored["latent"].dtype == np.int8
+    off = (fc["vorticity"] - direct["vorticity"]).astype("f8")
+    with torch.no_grad():
+        z = torch.from_numpy(xr.open_zarr(path)["latent"].values)
+        z = Rounding(share, stored["latent"].attrs["step"]).unpack(z.numpy(), axis=2)
+        error = model.emulator.error.scale(torch.from_numpy(z).flatten(0, 2)).square().mean().sqrt()
+    asked = share * float(error) * float(model.emulator.autoencoder.normaliser.std)
+    assert float((off**2).mean() ** 0.5) == pytest.approx(asked, rel=0.4)
+    late = fc["vorticity"].isel(member=[8, 1], lead_time=[2, 1]).values
+    assert np.array_equal(late, fc["vorticity"].values[:, [8, 1]][:, :, [2, 1]])
+    with pytest.raises(StoreError):
+        plan(model, ds, keep="latents", shard=4, rounding=0.9 * share).create(path, resume=True)
+
+
+def test_bytes_go_round_and_members_that_blew_up_stay_so(
+    model: Model, ds: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, rounding = np.random.default_rng(0), Rounding(1.0, 0.05)
+    z = rng.uniform(-6.3, 6.3, (2, 9, 3, 4))
+    back = rounding.unpack(rounding.pack(z, axis=1), axis=1)
+    assert np.abs(back - z).max() <= 0.025 + 1e-6
+    from lapse.surrogate.job import Job
+
+    compute = Job.latents
+
+    def sick(self: Job, index: int, first: int, last: int) -> dict[str, Any]:
+        out = compute(self, index, first, last)
+        for m in range(first, last):
+            if m == 5:
+                out["valid"][0, m - first], out["latent"][0, m - first, 1:] = 0, np.nan
+        return out
+
+    monkeypatch.setattr(Job, "latents", sick)
+    ensemble = plan(model, ds, keep="latents", shard=4, rounding=0.5).create(tmp_path / "sick.zarr")
+    finished(ensemble)
+    missing = ensemble.open()["vorticity"].isnull().any(("y", "x", "lead_time", "init_time")).values
+    assert missing.tolist() == [m == 5 for m in range(MEMBERS)]
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0, "wanted a share above 0"), (-1.0, "wanted a share above 0")])
+def test_unfit_roundings(model: Model, ds: xr.Dataset, share: float, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        print(plan(model, ds, keep="latents", rounding=share))
+    with pytest.raises(ValueError, match="does not take these options"):
+        plan(model, ds, keep="fields", rounding=0.5)
+    unaware = copy.copy(model)
+    unaware.emulator = copy.deepcopy(model.emulator)
+    unaware.emulator.error = None
+    with pytest.raises(ValueError, match="has no model of its decoder's error"):
+        print(plan(unaware, ds, keep="latents", rounding=0.5))
 
 
 def test_what_cannot_be_kept_as_latents(model: Model, ds: xr.Dataset, tmp_path: Path) -> None:

@@ -214,10 +214,10 @@ print(f"gain by design {gain:.3f} m2 s-3; the best of {RANDOM} random disturbanc
 
 # %%
 vortex = lapse.objectives.region_mean("vorticity", lead=LEAD, x=slice(2.0, 3.0), y=slice(2.0, 3.0))
-options = dict(
-    sense="maximise", constraints=("mean",), radius=0.5, mode="mean", over="latent", predicted=19,
-    compare=["fast"], reference=flow, verify="solver", progress=False,
-)  # fmt: skip
+options = {
+    "sense": "maximise", "constraints": ("mean",), "radius": 0.5, "mode": "mean", "over": "latent", "predicted": 19,
+    "compare": ["fast"], "reference": flow, "verify": "solver", "progress": False,
+}  # fmt: skip
 alone = given.lapse.design(model, vortex, LEAD, iterations=ROUNDS * ITERATIONS, **options)
 repaired = given.lapse.design(model, vortex, LEAD, iterations=ITERATIONS, repairs=ROUNDS, **options)
 
