@@ -187,7 +187,7 @@ def judged(task: Task, reference: xr.Dataset, seed: int, against: bool, **option
     """One design and, if wanted, the other searches from its start: what the solver makes of each, JSON-safe."""
     begin = time.process_time()
     out = designed(task, reference, seed, **options)
-    spent = float(out["seconds"][-1])
+    spent = float(out["seconds_by_run"][-1] if "seconds_by_run" in out else out["seconds"][-1])
     given = task.score(task.start)
     best = torch.stack([torch.from_numpy(out[n].values[-1]) for n in task.model.spec.names])
     achieved = {"lapse": task.score(best)}
@@ -249,7 +249,7 @@ def run(flow: str, fno_minutes: float | None) -> None:
     for seed, task in enumerate(tasks(flow, model, states, fno, STARTS[flow])):
         found.append(kept(f"{seed}", task, seed))
         if seed // 3 < COMPARED:
-            repaired.append(kept(f"repaired-{seed}", task, seed, verify="solver", repairs=REPAIRS))
+            repaired.append(kept(f"repaired-{REPAIRS}-{seed}", task, seed, verify="solver", repairs=REPAIRS))
     factor = calibrated(flow, model, fno, folder)
     for f in found:
         f["widened"] = widened(f["interval"], factor)

@@ -5,17 +5,21 @@ designed frames as a Dataset, as `design` returns them, and gives back the frame
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..datasets.check import check
 from ..datasets.fields import to_dataset, to_tensor
 from ..datasets.problem import Problem, SpecError
+from ..datasets.spec import FieldSpec
 from ..datasets.time import lead_coordinate, valid_time
 from .case import Case
+from .noise import spelling
 from .view import viewed
 
 __all__ = ["Critic", "Solver"]
@@ -44,7 +48,7 @@ class Critic:
                 "Dataset to the frames that follow. Usual fix: verify=None, or such a function of your own solver"
             )
         self.case, self.solver = case, solver
-        self.name = getattr(solver, "__name__", repr(solver)) if callable(solver) else repr(case.law)
+        self.name = getattr(solver, "__name__", type(solver).__name__) if callable(solver) else repr(case.law)
 
     @torch.no_grad()
     def run(self, u: Tensor) -> Tensor:
@@ -78,15 +82,28 @@ class Critic:
         if not isinstance(found, xr.Dataset):
             wanted, fix = "a Dataset of the frames that follow", "return frames over time, one an interval"
             raise SpecError([Problem(where, f"a {type(found).__name__}", wanted, fix)])
+        start, wanted_leads = case.frames["time"].values[-1], lead_coordinate(spec, case.steps)
         if "lead_time" in found.dims:  # laid out as a forecast
             found = found.isel(init_time=0, drop=True) if "init_time" in found.dims else found
-            leads = lead_coordinate(spec, found.sizes["lead_time"])
-            found = found[[n for n in spec.names if n in found]].drop_vars("lead_time", errors="ignore")
-            found = found.rename(lead_time="time").drop_vars("valid_time", errors="ignore")
-            found = found.assign_coords(time=valid_time(case.frames["time"].values[-1], leads, spec))
+            counted = lead_coordinate(spec, found.sizes["lead_time"])
+            leads = found["lead_time"] if "lead_time" in found.coords else counted
+            found = found[[n for n in spec.names if n in found]].drop_vars(["lead_time", "valid_time"], errors="ignore")
+            found = found.rename(lead_time="time").assign_coords(time=valid_time(start, leads, spec).values)
         frames = check(found, spec, gaps=True, values=False)
-        if dict(frames.sizes).get("time") != case.steps or "trajectory" in frames.dims:
+        times = frames["time"].values if "time" in frames.dims else np.empty(0)
+        if "trajectory" in frames.dims or not _same(times, valid_time(start, wanted_leads, spec).values, spec):
             sizes = ", ".join(f"{k}={n}" for k, n in frames.sizes.items())
-            wanted = f"time={case.steps}, the frames after the start and not the start itself"
-            raise SpecError([Problem(where, sizes, wanted, "cut the solver's output to them")])
+            told = f"{sizes}, times {times[0]} to {times[-1]}" if len(times) else sizes
+            interval = f"{spec.interval:g} {spec.time_units}"
+            wanted = f"the {case.steps} frames that follow {start}, one an interval of {interval}"
+            raise SpecError([Problem(where, told, wanted, "cut the solver's output to them, and set their times")])
         return to_tensor(frames, spec).to(u.device, torch.float64)
+
+
+def _same(found: NDArray[Any], wanted: NDArray[Any], spec: FieldSpec) -> bool:
+    """Whether these are the same times, numeric ones to a thousandth of the interval."""
+    if len(found) != len(wanted):
+        return False
+    if spec.calendar is None:
+        return bool(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max() <= 1e-3 * spec.interval)
+    return [spelling(t) for t in found] == [spelling(t) for t in wanted]

@@ -113,19 +113,22 @@ def design(
             runs the user's own solver: it takes the designed frames as a Dataset and returns the ``steps`` frames after
             them, one an interval.
         repairs: rounds of the search, each on a surrogate that was repaired to reproduce the solver's run from the
-            best state so far (`lapse.surrogate.repair`); ``repairs + 1`` runs of ``verify`` in all. 0: one round on the
-            surrogate as it is.
+            best state so far (`lapse.surrogate.repair`), at most ``repairs + 1`` runs of ``verify``, and one more where
+            the search starts from another state than the given one, as over "latent". 0: one round on the surrogate as
+            it is.
         verified: earlier designs of this kind, nine or more, that the solver verified: the interval becomes as much
             wider as theirs fell short (`lapse.surrogate.trust`).
 
     Returns:
         Dataset that `forecast` takes as it is: the designed variables over ``(time, *space)``, and the given ones as
         ``NAME_given``; over ``iteration`` the ``objective``, ``penalty``, ``gradient_norm``, ``violation``,
-        ``evaluations``, ``seconds`` and ``round``; over ``member`` the ``predicted`` objective and that of the given
-        state, ``predicted_given``; ``interval``, ``predicted_objective`` (members averaged, or as the risk says), and
-        both by ``mode``; the ``distance`` to known states with its ``distance_limit``; with ``verify`` what the solver
-        ``achieved``, and from the given state ``achieved_given``; with ``repairs`` also ``achieved_by_run``, from the
-        given state and from what every round found. Predictions are always those of the surrogate as it is.
+        ``evaluations``, ``seconds`` (of this process) and, with ``repairs``, ``round``; over ``member`` the
+        ``predicted`` objective and that of the given state, ``predicted_given``; ``interval``, ``predicted_objective``
+        (members averaged, or as the risk says), and both by ``mode``; the ``distance`` to known states with its
+        ``distance_limit``; with ``verify`` what the solver ``achieved``, and from the given state ``achieved_given``;
+        with ``repairs`` also over ``run``, the first from the search's start and one for every round,
+        ``achieved_by_run``, ``seconds_by_run`` and ``kept_by_run``. Predictions are always those of the surrogate as it
+        is.
 
     Raises SpecError for unfit input and for an objective that does not fit the forecast, `Infeasible` where bounds and
     constraints leave nothing, ValueError for an objective that is not finite or has no gradient. Warns (DesignWarning)
@@ -159,9 +162,12 @@ def design(
     verdict = _judge(case, u, predicted, seed + 1, compared)
     verdict.widening = factor
     if critic is not None:
-        kept = [r.achieved for r in rounds if r.kept] or [critic.worth(v, critic.run(v)) for v in (case.given, u)]
-        verdict.achieved_given, verdict.achieved, verdict.critic = kept[0], kept[-1], critic.name
-    doubts = suspicions(best, verdict, manifold.limits, members, rounds)
+        verdict.critic = critic.name
+        verdict.achieved = [r for r in rounds if r.kept][-1].achieved if rounds else critic.worth(u, critic.run(u))
+        with torch.no_grad():
+            begun = bool(rounds) and torch.allclose(control.fields(rounds[0].found.x), case.given, rtol=1e-6, atol=0.0)
+        verdict.achieved_given = rounds[0].achieved if begun else critic.worth(case.given, critic.run(case.given))
+    doubts = suspicions(best, verdict, manifold.limits, members, sense if rounds else None)
     options = {
         "sense": sense, "over": over, "method": method, "constraints": list(held), "radius": radius, "prior": prior,
         "members": members, "seed": seed, "predicted": predicted, "steps": steps, "widening": factor,

@@ -53,12 +53,15 @@ class Verdict:
 
 
 def suspicions(
-    best: Iterate, verdict: Verdict, limits: Mapping[str, float], members: int, rounds: Sequence[Round]
+    best: Iterate, verdict: Verdict, limits: Mapping[str, float], members: int, repaired: str | None = None
 ) -> list[str]:
-    """Signs that the optimiser leans on errors of the surrogate, each a sentence; after ``rounds`` the solver knows."""
-    if rounds:
-        better = any(r.kept for r in rounds[1:])
-        return [] if better else ["the solver confirmed no gain in any round: the design is the given state"]
+    """Signs that the optimiser leans on errors of the surrogate, each a sentence.
+
+    Where rounds were ``repaired`` (then the sense of the search), the solver's word is the only one that counts.
+    """
+    if repaired is not None and verdict.achieved is not None and verdict.achieved_given is not None:
+        gain = (verdict.achieved - verdict.achieved_given) * (1 if repaired == "maximise" else -1)
+        return [] if gain > 0 else [f"by the solver it is no better than the given state, {verdict.achieved_given:.4g}"]
     found = [
         f"the design's {name} distance to known states is {rho:.3g}, beyond the reference's {limits[name]:.3g}"
         for name, rho in best.about["distances"].items()
@@ -128,8 +131,12 @@ def assemble(
     }  # fmt: skip
     if rounds:
         coords["round"] = ("iteration", history("round"), {"long_name": "round of the search"})
-        told = {"comment": f"by the solver, {v.critic}, from the given state and from what every round found"}
+        told = {"comment": f"by the solver, {v.critic}, from the search's start and from what every round found"}
         data["achieved_by_run"] = ("run", [r.achieved for r in rounds], about | told)
+        spent = {"long_name": "processor time of the search by then, runs in this process included", "units": "s"}
+        data["seconds_by_run"] = ("run", [r.seconds for r in rounds], spent)
+        kept = {"long_name": "the search went on from there", "units": "1"}
+        data["kept_by_run"] = ("run", np.array([r.kept for r in rounds], dtype=np.int8), kept)
     out = out.assign_coords(coords).assign(data)
     return out.assign_attrs(_attrs(case, options, doubts))
 

@@ -49,9 +49,10 @@ class Homogeneous:
         mixing = vector * value.clamp(min=0).sqrt()
         mixing = mixing / mixing.norm(dim=1, keepdim=True).clamp(min=1e-30)
         parts = torch.einsum("nk,tn...->tk...", vector.to(a), a)
-        near, size = torch.zeros(2, a.shape[1], dtype=torch.float64)
+        sea, (near, size) = alive.any(dim=0), torch.zeros(2, a.shape[1], dtype=torch.float64)
         for axis, n in enumerate(anomalies.shape[2:], start=2):
-            x, y = parts.narrow(axis, 0, n - 1).double(), parts.narrow(axis, 1, n - 1).double()
+            both_sea = sea.narrow(axis - 2, 0, n - 1) & sea.narrow(axis - 2, 1, n - 1)
+            x, y = (parts.narrow(axis, first, n - 1).double() * both_sea for first in (0, 1))
             dims = (0, *range(2, x.ndim))
             near += (x * y).sum(dim=dims)
             size += 0.5 * (x.square() + y.square()).sum(dim=dims)

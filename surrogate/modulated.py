@@ -35,6 +35,7 @@ ANOMALIES = 200
 NUMBERS = 2**25
 """In all fields of a fit together, at most."""
 _NUMBERS = 1000  # on which radius and share are chosen
+_JITTER = 1e-6  # of the mean variance: channels that are alike make a covariance singular
 _SIGNIFICANT = 1e-4  # of the largest eigenvalue
 _BATCH = 16
 
@@ -65,22 +66,22 @@ class Modulated:
         """From fields about their mean ``(N, n, *latent)``, in the order of time."""
         fitted, held = away[: len(away) - max(1, len(away) // 5)], away[-max(1, len(away) // 5) :]
         g = torch.Generator().manual_seed(0)
-        alive = (away.square().mean(dim=0) > 0).flatten().nonzero()[:, 0].cpu()  # not land
+        alive = (fitted.square().mean(dim=0) > 0).flatten().nonzero()[:, 0].cpu()  # not land
         chosen = alive[torch.randperm(len(alive), generator=g)[:_NUMBERS]]
         x, y = (part.flatten(1)[:, chosen].double() for part in (fitted, held))
         S, half = x.T @ x / len(x), len(chosen) // 2
         channel, at = chosen // prod(away.shape[2:]), torch.unravel_index(chosen % prod(away.shape[2:]), away.shape[2:])
         B = Homogeneous.fit(fitted, periodic).covariance(channel, at)
-        ignorance = {}
+        ignorance, jitter = {}, _JITTER * S.diagonal().mean() * torch.eye(len(S), dtype=S.dtype)
         for radius in RADII:
             rho = torch.ones_like(S)
             for axis, wraps, i in zip(away.shape[2:], periodic, at, strict=True):
                 rho *= _correlation(axis, wraps, radius)[i[:, None], i].to(rho)
             for share in SHARES:
-                C = (1 - share) * S * rho + share * B
+                C = (1 - share) * S * rho + share * B + jitter
                 gain = torch.linalg.solve(C[:half, :half], C[:half, half:])  # (known, sought)
                 variance = C[half:, half:].diagonal() - (C[:half, half:] * gain).sum(dim=0)
-                variance = variance.clamp(min=1e-12 * float(S.diagonal().mean()))
+                variance = variance.clamp(min=float(jitter[0, 0]))
                 score = variance.log() + (y[:, half:] - y[:, :half] @ gain).square() / variance
                 ignorance[radius, share] = float(score.mean())
         best = min(ignorance, key=ignorance.__getitem__)

@@ -9,8 +9,10 @@ so that the forecast from u_0 is the known run itself, and the forecast from a s
 truth instead of about the model's own mistaken run: errors of the model's tangent are left, errors of its trajectory
 are not. This is the model error of weak-constraint variational assimilation (Trémolet 2006, doi:10.1256/qj.05.224),
 known instead of estimated. As a correction of a surrogate between runs of the costly model it is what trust-region
-model management wants (Alexandrov et al. 1998, doi:10.1007/BF01197433), of zeroth order: no gradient of the costly
-model is asked for.
+model management does (Alexandrov et al. 1998, doi:10.1007/BF01197433), but of order nought: values agree, gradients
+need not, since none of the costly model is asked for; and so without that method's guarantee.
+
+For several members the step is that of their mean: their mean after one step is the run's, later ones are near it.
 """
 
 from dataclasses import dataclass
@@ -63,15 +65,19 @@ class Repair:
         generators = [member_generator(seed, init_time, m) for m in range(members)]
         size, decode_size = emulator.noise_size(mode), emulator.decode_noise_size if mode != "mean" else 0
         steps, fields = [], []
+        every_member = (members, *(-1 for _ in range(codes.z.ndim)))
+        state = State(codes.z[None, :history].expand(every_member), carried)
         for k in range(len(run)):
-            z = codes.z[k : k + history].expand(members, *(-1 for _ in range(codes.z.ndim)))
+            z = codes.z
             noise = draw(generators, size).to(z) if size else None
             if decode_size:  # drawn in the order of `forecast`
                 draw(generators, decode_size)
-            state = resumed(emulator, State(z, carried), k, phase)
+            state = resumed(emulator, state, k, phase)
             now = None if phase is None else phase[k].to(z).expand(members, -1)
-            following = emulator.advance(state, noise, now, mode).z[:, -1].mean(0)
-            steps.append(codes.z[history + k] - following)
+            after = emulator.advance(state, noise, now, mode).z
+            steps.append(z[history + k] - after[:, -1].mean(0))
+            newest = z[None, history + k, None].expand(every_member)
+            state = State(torch.cat([after[:, :-1], newest], dim=1), carried)
             known = State(codes.z[None, k + 1 : k + 1 + history], carried[:1])
             then = None if phase is None else phase[None, k + 1].to(z)
             fields.append(every[history + k] - emulator.decode(known, then)[0])

@@ -35,16 +35,18 @@ __all__ = ["Round", "Search"]
 
 _STILL = 1e-5  # of the first gradient's norm: a stationary point
 _PROBE = 0.1  # standard deviations: the perturbation whose gain sets the scale of the penalty
+_SLACK = 1e-5  # of the reach: a step of exactly its length may be longer by rounding
 _POOR, _GOOD = 0.25, 0.75  # of the promise: what the solver confirms
 
 
 @dataclass
 class Round:
-    """A state that the solver ran from: the objective that it achieved, and whether it was the best until then."""
+    """A state that the solver ran from: what it achieved, whether it was the best until then, and the seconds spent."""
 
     found: Iterate
     achieved: float
     kept: bool
+    seconds: float
 
 
 class Search:
@@ -129,7 +131,7 @@ class Search:
         """Descents of ``iterations`` each, between runs of the solver.
 
         Returns:
-            The given state and what every round found, as the solver judged them, and the best of them.
+            The start and what every round found, as the solver judged them, and the best of them.
         """
         x, reach = self._first(), math.inf
         out: list[Round] = []
@@ -138,6 +140,7 @@ class Search:
         if not bool(torch.isfinite(run).all()):
             told, fix = "values that are not finite, from the given state", "run the solver from it by hand"
             raise SpecError([Problem(f"verify, {critic.name}", told, "finite values", fix)])
+        now = critic.worth(u, run)
         self.repair = self._repair(u, run)
         with self._bar(count * iterations, progress) as bar:
             for k in range(count):
@@ -145,23 +148,28 @@ class Search:
                 first, found = self._within(x, reach, steps)
                 far = _distance(found.x, x)
                 if not out:
-                    out.append(Round(first, critic.worth(u, run), True))
-                if far == 0:
+                    out.append(Round(first, now, True, first.about["seconds"]))
+                if far == 0 and math.isinf(reach):
                     break
+                if far == 0:  # nothing better within reach: nearer, and along the gradient
+                    self._memory.clear()
+                    reach /= 2
+                    continue
                 u = self._fields(found.x)
                 run = critic.run(u)
                 achieved = critic.worth(u, run)
-                self.path[-1].about["seconds"] = time.process_time() - self._begin
-                # The repaired forecast from x is the solver's run: its value is what the solver made of x.
-                gain = first.value - self.sign * achieved - found.about["penalty"]
+                # Of several members' forecast no repair makes the solver's run: what the solver said is compared.
+                gain = self.sign * (now - achieved) + first.about["penalty"] - found.about["penalty"]
                 kept = gain > 0 and bool(torch.isfinite(run).all())
-                out.append(Round(found, achieved, kept))
+                out.append(Round(found, achieved, kept, time.process_time() - self._begin))
                 if not kept or gain < _POOR * (first.value - found.value):
                     reach = far / 2
                 elif gain > _GOOD * (first.value - found.value):
                     reach *= 2
                 if kept:
-                    x, self.repair = found.x, self._repair(u, run)
+                    x, now = found.x, achieved
+                if kept and k + 1 < count:
+                    self.repair = self._repair(u, run)
         return out, [r.found for r in out if r.kept][-1]
 
     def _first(self) -> Tensor:
@@ -204,7 +212,7 @@ class Search:
         """The first of the steps, and the best before one that went beyond ``reach``."""
         first = found = next(steps)
         for iterate in steps:
-            if _distance(iterate.x, x) > reach:
+            if _distance(iterate.x, x) > reach * (1 + _SLACK):
                 break
             found = min(found, iterate, key=lambda i: i.value)
         return first, found

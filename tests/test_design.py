@@ -338,18 +338,19 @@ def test_the_interval_is_widened_as_verified_designs_call_for(tiny: Model) -> No
 @pytest.mark.parametrize(("mode", "members"), [("mean", 1), ("fast", 1), ("quality", 1)])
 @pytest.mark.parametrize("calendar", [False, True])
 def test_a_repaired_forecast_is_the_known_run(make_model: Callable[..., Model], mode, members, calendar) -> None:
-    """Whatever the networks say and whatever the run is; from another start it is another forecast."""
+    """Whatever networks and run say, and past refreshed frames, too; from another start it is another forecast."""
     own = {"interval": 6.0, "time_units": "hours", "calendar": "standard", "equation": None} if calendar else {}
     emulator = copy.deepcopy(make_model(**own).emulator).double()
+    emulator.refresh = 2
     random = torch.Generator().manual_seed(0)
-    run = 2 * torch.randn(5, 1, 16, 16, generator=random, dtype=torch.float64)
+    run = 2 * torch.randn(8, 1, 16, 16, generator=random, dtype=torch.float64)
     u, run = run[:2], run[2:]
-    phase = torch.rand(5, 4, generator=random, dtype=torch.float64) if calendar else None
+    phase = torch.rand(8, 4, generator=random, dtype=torch.float64) if calendar else None
     about = {"seed": 3, "context": phase[:2] if calendar else None, "phase": phase[1:] if calendar else None}
     repair = Repair.of(emulator, u, run, members, mode, **about)
 
     def forecast(start: Tensor) -> Tensor:
-        view, _ = rolled(emulator, start, 3, members, mode, errors=False, repair=repair, **about)
+        view, _ = rolled(emulator, start, 6, members, mode, errors=False, repair=repair, **about)
         return view["vorticity"][0]
 
     with torch.no_grad():
@@ -360,8 +361,8 @@ def test_a_repaired_forecast_is_the_known_run(make_model: Callable[..., Model], 
 class Own:
     """A solver of the user's: fields move as in `Shift`, by a law of growth that the model knows nothing of."""
 
-    def __init__(self, law: Callable[[np.ndarray], np.ndarray], steps: int = 2) -> None:
-        self.law, self.steps, self.seen = law, steps, []
+    def __init__(self, law: Callable[[np.ndarray], np.ndarray], steps: int = 2, interval: float = 1.0) -> None:
+        self.law, self.steps, self.interval, self.seen = law, steps, interval, []
 
     def __call__(self, ds: xr.Dataset) -> xr.Dataset:
         self.seen.append(ds)
@@ -369,7 +370,8 @@ class Own:
         for k in range(self.steps):
             u = np.roll(self.law(u) if k == 0 else u, 4, axis=1)
             frames.append(ds["vorticity"].isel(time=-1, drop=True).copy(data=u))
-        return xr.concat(frames, "time").assign_coords(time=np.arange(1.0, self.steps + 1)).to_dataset()
+        time = float(ds["time"][-1]) + self.interval * np.arange(1.0, self.steps + 1)
+        return xr.concat(frames, "time").assign_coords(time=time).to_dataset()
 
 
 def test_repairs_take_out_what_the_solver_knows_better(shift: Model) -> None:
@@ -415,6 +417,8 @@ def test_a_round_that_the_solver_does_not_confirm_is_undone(shift: Model, blows_
     assert float(out["achieved"]) == np.nanmax(out["achieved_by_run"].values)
     runs = runs[np.isfinite(runs)]
     assert runs.max() == pytest.approx(1 / (4 * c), rel=0.05)
+    assert out.sizes["run"] > 6, "a round that finds nothing within reach does not end the search"
+    assert float(out["kept_by_run"].sum()) < out.sizes["run"] and bool((np.diff(out["seconds_by_run"]) > 0).all())
     moved = (out["vorticity"].values[0] - given)[sensitivity(2) > 0]
     np.testing.assert_allclose(moved, 1 / (2 * c), rtol=0.3)
 
@@ -428,11 +432,41 @@ def test_a_solver_may_answer_as_a_forecast_is_laid_out(tiny: Model) -> None:
     np.testing.assert_allclose(a["vorticity"], b["vorticity"], atol=1e-3)
 
 
+def test_with_many_members_the_solver_still_judges(shift: Model) -> None:
+    """A risk over members is not the solver's number, so promised and confirmed must not be mixed up."""
+    ds = states(shift.spec)
+    given = ds["vorticity"].values[-1]
+    target = objectives.cvar(objectives.region_mean("vorticity", lead=2, **BOX), 0.9, tail="lower")
+    options: dict[str, Any] = dict(sense="maximise", mode="fast", members=10, constraints=(), bounds={}, **QUIET)
+    for law, best in ((lambda u: 2 * given - u, 0.0), (lambda u: u - 0.25 * (u - given) ** 2, 1.0)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DesignWarning)
+            out = shift.design(ds, target, 2, verify=Own(law), repairs=8, iterations=3, step=0.5, **options)
+        assert float(out["achieved"]) >= float(out["achieved_given"])
+        assert float(out["achieved"]) == out["achieved_by_run"].values[out["kept_by_run"].values == 1].max()
+        assert float(out["achieved"] - out["achieved_given"]) == pytest.approx(best, abs=0.1)
+
+
+def test_over_latents_the_given_state_is_what_was_given(tiny: Model) -> None:
+    """Its decoded latents are another state, from which the search begins."""
+    ds, target = states(tiny.spec), objectives.region_mean("vorticity", lead=2, x=slice(1, 3), y=slice(2, 4))
+    options: dict[str, Any] = {"sense": "maximise", "mode": "mean", "over": "latent", "constraints": (), **QUIET}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DesignWarning)
+        plain, repaired = (
+            tiny.design(ds, target, 2, verify="solver", repairs=n, iterations=2, **options) for n in (0, 1)
+        )
+    assert float(repaired["achieved_given"]) == pytest.approx(float(plain["achieved_given"]), rel=1e-6)
+    assert abs(float(repaired["achieved_by_run"][0] - repaired["achieved_given"])) > 1e-3
+    doubted = "no better than the given state" in repaired.attrs["lapse_design_doubts"]
+    assert doubted == (float(repaired["achieved"]) <= float(repaired["achieved_given"]))
+
+
 def test_no_gain_by_the_solver_is_told(shift: Model) -> None:
     ds = states(shift.spec)
     given = ds["vorticity"].values[-1]
     target = objectives.region_mean("vorticity", lead=2, **BOX)
-    with pytest.warns(DesignWarning, match="the solver confirmed no gain in any round"):
+    with pytest.warns(DesignWarning, match="by the solver it is no better than the given state"):
         out = shift.design(
             ds, target, 2, sense="maximise", mode="mean", verify=Own(lambda u: 2 * given - u), repairs=2, iterations=3,
             **QUIET,
@@ -444,7 +478,8 @@ def test_no_gain_by_the_solver_is_told(shift: Model) -> None:
     ("solver", "told"),
     [
         (lambda ds: ds["vorticity"], "verify, <lambda>: found a DataArray; wanted a Dataset of the frames that follow"),
-        (Own(lambda u: u, steps=3), "found time=3.*; wanted time=2, the frames after the start"),
+        (Own(lambda u: u, steps=3), "time=3.*times 12.0 to 14.0; wanted the 2 frames that follow 11.0"),
+        (Own(lambda u: u, interval=2.0), "times 13.0 to 15.0; wanted the 2 frames .* 11.0, one an interval of 1 s"),
         (Own(lambda u: u * np.nan), "not finite, from the given state"),
         (lambda ds: ds.rename(vorticity="w"), "vorticity"),
     ],
