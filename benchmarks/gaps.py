@@ -82,7 +82,8 @@ class Interpolated:
     ) -> None:
         Y, X = np.meshgrid(latitude, longitude, indexing="ij")
         self.climate, self.mask = climate, mask
-        self.std = np.maximum((fields[:train] - climate[:train]).std(axis=0), 1e-6)
+        std = (fields[:train] - climate[:train]).std(axis=0)
+        self.std = np.maximum(std, 0.05 * std[mask].mean())  # a first thaw is not a million deviations
         self.krigings = [Kriging(Y[m], X[m]) for m in mask]
 
     def __call__(self, truth: Array, window: slice, where: Bools, weights: Array) -> Array:

@@ -14,8 +14,9 @@ doi:10.1175/1520-0493(2000)128<2905:AHEKFV>2.0.CO;2).
 (`window`). It is a product over the axes, and so is its root, of which only the significant eigenvectors are kept.
 Radius and share are those with which one half of a random thousand of the numbers is best told from the other, in the
 last fifth of the record, which took no part: by the ignorance log v + e²/v of each number, in the mean (Roulston &
-Smith 2002, doi:10.1175/1520-0493(2002)130<1653:EPFUIT>2.0.CO;2), where a promise v that is not kept costs most. (The
-likelihood of the half as a whole would not do: it is ruled by the directions of least variance.)
+Smith 2002, doi:10.1175/1520-0493(2002)130<1653:EPFUIT>2.0.CO;2), where a promise v that is not kept costs most; of
+numbers that vary, since one that never did in the record and then does, such as at the edge of ice, would cost all.
+(The likelihood of the half as a whole would not do: it is ruled by the directions of least variance.)
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ ANOMALIES = 200
 NUMBERS = 2**25
 """In all fields of a fit together, at most."""
 _NUMBERS = 1000  # on which radius and share are chosen
+_ALIVE = 0.05  # of the mean variance: at the edge of ice the first thaw would be all that ignorance sees
 _JITTER = 1e-6  # of the mean variance: channels that are alike make a covariance singular
 _SIGNIFICANT = 1e-4  # of the largest eigenvalue
 _BATCH = 16
@@ -66,7 +68,8 @@ class Modulated:
         """From fields about their mean ``(N, n, *latent)``, in the order of time."""
         fitted, held = away[: len(away) - max(1, len(away) // 5)], away[-max(1, len(away) // 5) :]
         g = torch.Generator().manual_seed(0)
-        alive = (fitted.square().mean(dim=0) > 0).flatten().nonzero()[:, 0].cpu()  # not land
+        variance = fitted.square().mean(dim=0).flatten().cpu()
+        alive = (variance > _ALIVE * variance.mean()).nonzero()[:, 0]  # not land, nor what hardly ever varied
         chosen = alive[torch.randperm(len(alive), generator=g)[:_NUMBERS]]
         x, y = (part.flatten(1)[:, chosen].double() for part in (fitted, held))
         S, half = x.T @ x / len(x), len(chosen) // 2
