@@ -19,6 +19,7 @@ from ..datasets.problem import Problem, SpecError
 from ..datasets.spec import FieldSpec
 from ..datasets.time import lead_coordinate, valid_time
 from .case import Case
+from .law import solved
 from .noise import spelling
 from .view import viewed
 
@@ -57,23 +58,15 @@ class Critic:
         What the solver may say of a state that no flow would be in, it may say: values are not judged. Raises SpecError
         where a solver of the user's gives back other frames than were wanted.
         """
-        return self._asked(u, self.solver) if callable(self.solver) else self._solved(u)
+        if callable(self.solver):
+            return self._asked(u, self.solver)
+        assert self.case.law is not None
+        return solved(self.case.law, self.case.model.spec, u[-1:], self.case.steps)[0]
 
     @torch.no_grad()
     def worth(self, u: Tensor, run: Tensor) -> float:
         """The objective of a ``run`` from ``u``."""
         return float(self.case.value(viewed(run[None], self.case.model.spec, u[-1].to(run))))
-
-    def _solved(self, u: Tensor) -> Tensor:
-        law, spec = self.case.law, self.case.model.spec
-        assert law is not None
-        order = [spec.names.index(n) for n in law.variables]
-        back = [law.variables.index(n) for n in spec.names]
-        w, frames = u[-1:, order].double(), []
-        for _ in range(self.case.steps):
-            w = law.advance(w, spec.interval)
-            frames.append(w[0, back])
-        return torch.stack(frames)
 
     def _asked(self, u: Tensor, solver: Solver) -> Tensor:
         case, spec = self.case, self.case.model.spec

@@ -10,10 +10,12 @@ along periodic axes it is positive definite there, too (Schoenberg 1938), and pr
 """
 
 from collections.abc import Sequence
-from math import pi, prod
+from math import prod
 
 import torch
 from torch import Tensor
+
+from .localisation import chord
 
 __all__ = ["Homogeneous", "chords"]
 
@@ -94,4 +96,4 @@ def chords(n: int, wraps: bool) -> Tensor:
     """Distances between n cells of one axis ``(n, n)``, float64, in cells; along a periodic axis the chord."""
     i = torch.arange(n, dtype=torch.float64)
     away = (i[:, None] - i).abs()
-    return n / pi * torch.sin(pi / n * away) if wraps else away
+    return chord(away, n) if wraps else away

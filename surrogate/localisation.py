@@ -8,11 +8,12 @@ doi:10.1175/1520-0493(2001)129<0123:ASEKFF>2.0.CO;2).
 """
 
 from dataclasses import dataclass
+from math import pi
 
 import torch
 from torch import Tensor
 
-__all__ = ["Distances", "Gain", "significant", "taper"]
+__all__ = ["Distances", "Gain", "chord", "significant", "taper"]
 
 
 @dataclass
@@ -41,6 +42,11 @@ class Gain:
         """Of ``x (M, n)`` with what is observed, ``(n, count)``."""
         a = (x - x.mean(dim=0)).double()
         return (a.T @ self.away / (self.members - 1)).to(self.like)
+
+
+def chord(away: Tensor, n: int) -> Tensor:
+    """Distance on a ring of n cells by the chord, of cells that are ``away`` from each other along it; in cells."""
+    return n / pi * torch.sin(pi / n * away)
 
 
 def taper(distance: Tensor, radius: float) -> Tensor:

@@ -11,8 +11,8 @@ in all those directions that the record never took (hybrids: Hamill & Snyder 200
 doi:10.1175/1520-0493(2000)128<2905:AHEKFV>2.0.CO;2).
 
 ρ is a Gaussian of the distance in latent cells, along periodic axes of the chord, as in the smoother's taper
-(`window`). It is a product over the axes, and so is its root, of which only the significant eigenvectors are kept.
-Radius and share are those with which one half of a random thousand of the numbers is best told from the other, in the
+(`localisation`). It is a product over the axes, and so is its root, of which only the significant eigenvectors are
+kept. Radius and share are those with which one half of a random thousand of the numbers is best told from the other, in the
 last fifth of the record, which took no part: by the ignorance log v + e²/v of each number, in the mean (Roulston &
 Smith 2002, doi:10.1175/1520-0493(2002)130<1653:EPFUIT>2.0.CO;2), where a promise v that is not kept costs most; of
 numbers that vary, since one that never did in the record and then does, such as at the edge of ice, would cost all.
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .homogeneous import Homogeneous, chords
+from .localisation import taper
 
 __all__ = ["Modulated"]
 
@@ -79,7 +80,7 @@ class Modulated:
         for radius in RADII:
             rho = torch.ones_like(S)
             for axis, wraps, i in zip(away.shape[2:], periodic, at, strict=True):
-                rho *= _correlation(axis, wraps, radius)[i[:, None], i].to(rho)
+                rho *= taper(chords(axis, wraps), radius)[i[:, None], i].to(rho)
             for share in SHARES:
                 C = (1 - share) * S * rho + share * B + jitter
                 gain = torch.linalg.solve(C[:half, :half], C[:half, half:])  # (known, sought)
@@ -135,14 +136,9 @@ class Modulated:
         return cls(anomalies, periodic, radius, share, rest)
 
 
-def _correlation(n: int, wraps: bool, radius: float) -> Tensor:
-    """ρ along one axis, ``(n, n)`` float64."""
-    return torch.exp(-0.5 * (chords(n, wraps) / radius).square())
-
-
 def _axis_root(n: int, wraps: bool, radius: float) -> Tensor:
     """L ``(n, m)`` with L Lᵀ = ρ along one axis, up to eigenvalues that do not count; its rows have length 1."""
-    value, vector = torch.linalg.eigh(_correlation(n, wraps, radius))
+    value, vector = torch.linalg.eigh(taper(chords(n, wraps), radius))
     kept = value > _SIGNIFICANT * value.max()
     root = vector[:, kept] * value[kept].sqrt()
     unit: Tensor = root / root.norm(dim=1, keepdim=True)

@@ -19,7 +19,7 @@ import xarray as xr
 from .. import __version__
 from ..datasets.fields import to_dataset
 from .job import Job
-from .law import law
+from .law import law, solved
 from .starts import initial_frames
 
 if TYPE_CHECKING:
@@ -56,15 +56,10 @@ def solve(model: "Model", ds: xr.Dataset | xr.DataArray, steps: int, *, init_tim
     frames, positions = initial_frames(ds, spec, model.emulator.history, init_times)
     many = "member" in frames.dims
     job = Job(model, frames, positions, steps, frames.sizes["member"] if many else 1, 0)
-    order = [spec.names.index(n) for n in solver.variables]
-    back = [solver.variables.index(n) for n in spec.names]
-    u = torch.stack([job.initial(i)[:, -1] for i in range(len(positions))]).flatten(0, 1)[:, order].double()
+    u = torch.stack([job.initial(i)[:, -1] for i in range(len(positions))]).flatten(0, 1)
     begin, out = time.process_time(), torch.empty(len(u), steps, *spec.shape)
     for first in range(0, len(u), _BATCH):
-        w = u[first : first + _BATCH]
-        for k in range(steps):
-            w = solver.advance(w, spec.interval)
-            out[first : first + _BATCH, k] = w[:, back]
+        out[first : first + _BATCH] = solved(solver, spec, u[first : first + _BATCH], steps)
     seconds = time.process_time() - begin
     fields = out.reshape(len(positions), job.members, *out.shape[1:])
     leading = ["init_time", "member", "lead_time"]

@@ -26,7 +26,7 @@ decoder's errors are. For R = 0 the sample goes through the observations.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import pi, prod
+from math import prod
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from torch import Tensor
 from ..autoencoder.error import DecoderError
 from .climate import Climate
 from .emulator import Emulator, Mode, State
-from .localisation import Distances, Gain, significant, taper
+from .localisation import Distances, Gain, chord, significant, taper
 
 __all__ = ["Draws", "Members", "Observed", "Window"]
 
@@ -239,7 +239,7 @@ class Window:
             away = a[:, None] - b[None]
             for axis, (n, wraps) in enumerate(zip(self.space, grid.wraps, strict=True)):
                 if wraps:
-                    away[..., axis] = n / pi * torch.sin(pi / n * away[..., axis])
+                    away[..., axis] = chord(away[..., axis], n)
             return away.square().sum(dim=-1).sqrt()
 
         return Distances(between(at, at), between(latent, at))
