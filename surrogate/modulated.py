@@ -12,9 +12,9 @@ doi:10.1175/1520-0493(2000)128<2905:AHEKFV>2.0.CO;2).
 
 ρ is a Gaussian of the distance in latent cells, along periodic axes of the chord, as in the smoother's taper
 (`localisation`). It is a product over the axes, and so is its root, of which only the significant eigenvectors are
-kept. Radius and share are those with which one half of a random thousand of the numbers is best told from the other, in the
-last fifth of the record, which took no part: by the ignorance log v + e²/v of each number, in the mean (Roulston &
-Smith 2002, doi:10.1175/1520-0493(2002)130<1653:EPFUIT>2.0.CO;2), where a promise v that is not kept costs most; of
+kept. Radius and share are those with which one half of a random thousand of the numbers is best told from the other,
+in the last fifth of the record, which took no part: by the ignorance log v + e²/v of each number, in the mean (Roulston
+& Smith 2002, doi:10.1175/1520-0493(2002)130<1653:EPFUIT>2.0.CO;2), where a promise v that is not kept costs most; of
 numbers that vary, since one that never did in the record and then does, such as at the edge of ice, would cost all.
 (The likelihood of the half as a whole would not do: it is ruled by the directions of least variance.)
 """
