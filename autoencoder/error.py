@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .blocks import Conv
 from .model import Autoencoder
 
-__all__ = ["DecoderError"]
+__all__ = ["DecoderError", "even_error"]
 
 
 class DecoderError(nn.Module):
@@ -90,3 +90,14 @@ class DecoderError(nn.Module):
     def forward(self, z: Tensor, noise: Tensor) -> Tensor:
         """Latents ``z (B, c, *latent)`` and ``noise (B, noise_size)`` to normalised errors ``(B, C, *space)``."""
         return self.scale(z) * self.draw(noise)
+
+
+def even_error(autoencoder: Autoencoder, error: Tensor) -> DecoderError:
+    """For a model whose decoder error was not trained: as large everywhere, and spread evenly over the scales.
+
+    ``error (C,)`` is its root mean square in normalised units.
+    """
+    model = DecoderError(autoencoder).to(error)
+    with torch.no_grad():
+        model.amplitude.conv.get_parameter("bias").copy_(torch.logit(error.clamp(1e-4, 0.9)))
+    return model.requires_grad_(False)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import xarray as xr
 from contenders import MODEL_MINUTES, packaged, prepare
-from interpolators import Array, Interpolation, train_unet
+from interpolators import Array, Interpolation, train_unet, windows
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,7 +50,9 @@ class Opponents:
         self.interpolation = Interpolation(known, FRAMES, 2 if quick() else 5)
         self.mean, self.std = float(known.mean()), float(known.std())
         x = (known - self.mean) / self.std
-        self.unets = {n: train_unet(x, n, SHARE, minutes, WORK / f"unet-{n}-{minutes:g}.pt") for n in (1, FRAMES)}
+        self.unets = {
+            n: train_unet(windows(x, n, SHARE), n, minutes, WORK / f"unet-{n}-{minutes:g}.pt") for n in (1, FRAMES)
+        }
 
     @torch.no_grad()
     def __call__(self, y: Array, sensors: Bools, error: float, truth: Array) -> dict[str, Array]:

@@ -2,12 +2,14 @@
 
     Interpolation   the measured climatological covariance of a flow with symmetries, in space and time
     Kriging         an analytical covariance about a climatology: distance on the sphere and time, for real data
-    UNet            regression of complete frames from observed ones (Ronneberger et al. 2015, arXiv:1505.04597)
+    UNet            regression of complete fields from observed ones (Ronneberger et al. 2015, arXiv:1505.04597)
 """
 
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,19 +104,22 @@ class Kriging:
 
 
 class UNet(nn.Module):
-    """Frames ``(B, T, n, n)`` from observed ones and from where they were observed; periodic, standardised."""
+    """Fields ``(B, C, n, n)``, frames or variables, from observed ones and from where they were; standardised.
 
-    def __init__(self, frames: int, width: int = 32, levels: int = 3) -> None:
+    ``padding`` is `torch.nn.Conv2d`'s: "circular" for periodic fields, "replicate" between walls.
+    """
+
+    def __init__(self, channels: int, width: int = 32, levels: int = 3, padding: str = "circular") -> None:
         super().__init__()
 
         def block(a: int, b: int) -> nn.Sequential:
-            conv = [nn.Conv2d(k, b, 3, padding=1, padding_mode="circular") for k in (a, b)]
+            conv = [nn.Conv2d(k, b, 3, padding=1, padding_mode=padding) for k in (a, b)]
             return nn.Sequential(conv[0], nn.GroupNorm(8, b), nn.SiLU(), conv[1], nn.GroupNorm(8, b), nn.SiLU())
 
         wide = [width * 2**k for k in range(levels + 1)]
-        self.down = nn.ModuleList([block(2 * frames, wide[0])] + [block(a, 2 * a) for a in wide[:-1]])
+        self.down = nn.ModuleList([block(2 * channels, wide[0])] + [block(a, 2 * a) for a in wide[:-1]])
         self.up = nn.ModuleList([block(3 * a, a) for a in reversed(wide[:-1])])
-        self.out = nn.Conv2d(width, frames, 1)
+        self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor, where: Tensor) -> Tensor:
         x, kept = torch.cat([x * where, where], dim=1), []
@@ -127,36 +132,50 @@ class UNet(nn.Module):
         return self.out(x)
 
 
-def train_unet(fields: Tensor, frames: int, share: float, minutes: float, path: Path) -> UNet:
-    """The U-Net for windows of standardised ``fields (N, T, n, n)``, a ``share`` of cells observed, kept in ``path``.
+def train_unet(
+    draw: Callable[[], tuple[Tensor, Tensor, Tensor]], channels: int, minutes: float, path: Path, **options: Any
+) -> UNet:
+    """The U-Net trained on batches (observed, where, truth) that ``draw`` makes, kept in ``path``.
 
-    Sensors are drawn anew for every window, and windows are moved by the flow's symmetries, as in the model's training.
+    ``options`` as for `UNet`.
     """
     torch.manual_seed(0)
-    net = UNet(frames, 8 if quick() else 32)
+    net = UNet(channels, 8 if quick() else 32, **options)
     if path.is_file():
         net.load_state_dict(torch.load(path, weights_only=True))
         return net.eval()
-    rng, n = np.random.default_rng(0), fields.shape[-1]
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-4)
     begin, seconds, steps, progress = time.process_time(), 60 * minutes, 0, 0.0
     while (progress := (time.process_time() - begin) / seconds) < 1:
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * min(1, (steps + 1) / 50) * 0.5 * (1 + np.cos(np.pi * progress))
+        observed, where, truth = draw()
+        loss = (net(observed, where) - truth).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        steps += 1
+    print(f"{path.stem}: {steps} steps, loss {float(loss.detach()):.4f}", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), path)
+    return net.eval()
+
+
+def windows(fields: Tensor, frames: int, share: float) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+    """Batches of windows of standardised ``fields (N, T, n, n)``, of whose cells a ``share`` is observed.
+
+    Sensors are drawn anew for every window, and windows are moved by the flow's symmetries, as in the model's training.
+    """
+    rng, n = np.random.default_rng(0), fields.shape[-1]
+
+    def draw() -> tuple[Tensor, Tensor, Tensor]:
         picked = []
         for _ in range(8):
             k, t = rng.integers(len(fields)), rng.integers(fields.shape[1] - frames + 1)
             by = (int(rng.integers(n // FORCE)) * FORCE, int(rng.integers(n)))
             picked.append(fields[k, t : t + frames].roll(by, (-2, -1)))
         x = torch.stack(picked)
-        where = (torch.rand(8, 1, n, n) < share).float().expand_as(x)
-        loss = (net(x, where) - x).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        steps += 1
-    print(f"U-Net for {frames} frames: {steps} steps, loss {float(loss.detach()):.4f}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(net.state_dict(), path)
-    return net.eval()
+        return x, (torch.rand(8, 1, n, n) < share).float().expand_as(x), x
+
+    return draw

@@ -99,8 +99,10 @@ class Case:
     def autoencoder(self, latent: bool) -> Autoencoder:
         options = {"network": "identity", "patch": self.n // 8}
         if latent:
-            options = {"network": "convolutional", "latent_channels": 24, "factor": self.n // 8, "patch": self.n // 16,
-                       "width": 48, "encoder_depth": 1, "decoder_depth": 1, "position": 4}  # fmt: skip
+            options = {
+                "network": "convolutional", "latent_channels": 4 if quick() else 24, "factor": self.n // 8,
+                "patch": self.n // 16, "width": 48, "encoder_depth": 1, "decoder_depth": 1, "position": 4,
+            }  # fmt: skip
         return Autoencoder(self.data.spec, self.data.normaliser, **options)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["draw", "member_generator", "spelling"]
+__all__ = ["draw", "member_generator", "sample_generator", "spelling"]
 
 
 def member_generator(seed: int, init_time: Any, member: int) -> torch.Generator:
@@ -30,6 +30,12 @@ def member_generator(seed: int, init_time: Any, member: int) -> torch.Generator:
         raise ValueError(f"seed and member must not be negative, got seed={seed} and member={member}")
     start = int.from_bytes(hashlib.sha256(spelling(init_time).encode()).digest()[:8], "big")
     (state,) = np.random.SeedSequence([seed, start, member]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+
+
+def sample_generator(seed: int, k: int) -> torch.Generator:
+    """The generator of sample k of fields that have no start: alone or in a larger set it is the same sample."""
+    (state,) = np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
 

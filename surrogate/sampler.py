@@ -45,10 +45,17 @@ class Sampler(ABC):
         """``(steps + 1,)``, from 1 to 0."""
         return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64) ** self.rho
 
-    def __call__(self, noise: Tensor) -> Tensor:
-        """Turn standard normal ``noise (B, *)`` into samples of the same shape."""
-        times = self.times.to(noise.device, noise.dtype)
+    def __call__(self, noise: Tensor, about: Tensor | None = None, time: float = 1.0) -> Tensor:
+        """Turn standard normal ``noise (B, *)`` into samples of the same shape.
+
+        Arguments:
+            about: samples ``(B, *)``, about right, to which noise is added up to ``time`` and taken away again (Meng
+                et al. 2022, arXiv:2108.01073): what is finer than that noise is drawn anew.
+        """
+        times = time * self.times.to(noise.device, noise.dtype)
         x_t = self.denoiser.schedule.sigma(times[:1]) * noise
+        if about is not None:
+            x_t = x_t + self.denoiser.schedule.alpha(times[:1]) * about
         self.start()
         for t, s in pairwise(times):
             x_t = self.step(x_t, t.expand(len(noise)), s.expand(len(noise)))

@@ -15,28 +15,26 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 from ..autoencoder.model import Autoencoder, Latent
 from .backbone import Backbone, fourier_features
 from .conflict import conflict_free_loss
 from .denoiser import Denoiser, PreconditionedDenoiser, logit_normal
+from .noise import draw, sample_generator
 from .sampler import SAMPLERS
 from .schedule import RectifiedFlow
 from .virtual import Observation, virtual_losses
 
-__all__ = ["Physics", "StaticGenerator", "sample_generator"]
+__all__ = ["Physics", "StaticGenerator"]
 
 TIME_FEATURES = 32
 CARRIED = ("mean", "mass")
-
-
-def sample_generator(seed: int, k: int) -> torch.Generator:
-    """The generator of sample k: alone, in a batch or in a larger set it is the same sample."""
-    (state,) = np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+MODES = 256
+"""Principal components that a model keeps of its training data."""
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,9 @@ class StaticGenerator(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    centre: Tensor
+    modes: Tensor
+    error: Tensor
 
     def __init__(
         self,
@@ -105,6 +106,10 @@ class StaticGenerator(nn.Module):
         ones = torch.ones(c, *(1,) * len(latent))
         self.register_buffer("mean", 0 * ones)
         self.register_buffer("scale", ones.clone())
+        size = int(prod(self.latent_shape))
+        self.register_buffer("centre", torch.zeros(size))
+        self.register_buffer("modes", torch.zeros(min(MODES, size), size))
+        self.register_buffer("error", torch.zeros(len(autoencoder.spec.names)))
         self.config: Mapping[str, Any] = {
             "width": width, "depth": depth, "position": position, "dropout": dropout, "sampler": sampler,
             "sampling_steps": sampling_steps, "rho": rho, "time_mean": time_mean,
@@ -118,11 +123,28 @@ class StaticGenerator(nn.Module):
 
     @torch.no_grad()
     def measure(self, u: Tensor) -> None:
-        """Set mean and scale of the latent channels from example fields ``(N, C, *space)`` in physical units."""
-        z = self.autoencoder.encode(u).z
-        dims = (0, *range(2, z.ndim))
-        self.mean.copy_(z.mean(dim=dims).reshape(self.mean.shape))
-        self.scale.copy_(z.std(dim=dims).clamp(min=1e-6).reshape(self.scale.shape))
+        """Set what is known of the latents from example fields ``(N, C, *space)`` in physical units.
+
+        Mean and scale of their channels; of standardised latents x the mean ``centre`` and the principal components
+        ``modes``, each as long as its standard deviation, so that x ≈ centre + ξ modes with ξ ~ N(0, I); and ``error
+        (C,)``, the root mean square of u − D(E u) in normalised units.
+        """
+        latent = torch.cat([self.autoencoder.encode(part).z for part in torch.split(u, _BATCH)])
+        dims = (0, *range(2, latent.ndim))
+        self.mean.copy_(latent.mean(dim=dims).reshape(self.mean.shape))
+        self.scale.copy_(latent.std(dim=dims).clamp(min=1e-6).reshape(self.scale.shape))
+        x = ((latent - self.mean) / self.scale).flatten(1)
+        self.centre.copy_(x.mean(dim=0))
+        away = (x - self.centre) / max(1, len(x) - 1) ** 0.5
+        _, length, axes = torch.linalg.svd(away, full_matrices=False)
+        count = min(len(self.modes), len(length))
+        self.modes.zero_()[:count] = length[:count, None] * axes[:count]
+        std = self.autoencoder.normaliser.std.reshape(-1, *(1,) * (u.ndim - 2))
+        square = torch.zeros_like(self.error)
+        for x_part, u_part in zip(torch.split(x, _BATCH), torch.split(u, _BATCH), strict=True):
+            off = (self.fields(x_part.reshape(-1, *self.latent_shape)) - u_part) / std
+            square += off.square().flatten(2).mean(dim=2).sum(dim=0)
+        self.error.copy_((square / len(u)).sqrt())
 
     def standardised(self, u: Tensor) -> Tensor:
         """Physical fields ``(B, C, *space)`` to x ``(B, c, *latent)``."""
@@ -179,14 +201,23 @@ class StaticGenerator(nn.Module):
             raise ValueError(f"static generator: found noise {tuple(noise.shape)}, wanted (B, {self.noise_size})")
         denoiser: Denoiser = self.denoiser()
         guided = denoiser if guide is None else guide(denoiser)
-        draw = SAMPLERS[self.sampler](guided, steps or self.sampling_steps, self.rho)
-        return self.fields(draw(noise.reshape(len(noise), *self.latent_shape)))
+        sampler = SAMPLERS[self.sampler](guided, steps or self.sampling_steps, self.rho)
+        return self.fields(sampler(noise.reshape(len(noise), *self.latent_shape)))
+
+    def augment(self, observed: xr.Dataset | xr.DataArray | None, samples: int = 32, **options: Any) -> xr.Dataset:
+        """Samples of fields given sparse or noisy ones, or, given None, of new fields to train on.
+
+        ``options`` as for `lapse.surrogate.completion.augment`.
+        """
+        from .completion import augment
+
+        return augment(self, observed, samples, **options)
 
     def draw(self, samples: int, seed: int = 0, batch: int = 64, **options: Any) -> Tensor:
         """``samples`` fields, sample k a function of (seed, k); ``options`` are those of `sample`."""
         found = []
         for first in range(0, samples, batch):
             ids = range(first, min(samples, first + batch))
-            noise = torch.stack([torch.randn(self.noise_size, generator=sample_generator(seed, k)) for k in ids])
+            noise = draw([sample_generator(seed, k) for k in ids], self.noise_size)
             found.append(self.sample(noise.to(self.mean), **options))
         return torch.cat(found)

@@ -18,7 +18,8 @@ from .static import Physics, StaticGenerator
 
 __all__ = ["train_static"]
 
-EXAMPLES = 512  # fields from which starts and scales are measured
+EXAMPLES = 2048  # fields from which the latents' moments are measured
+STARTS = 512  # from which the autoencoder starts
 
 
 def train_static(
@@ -87,7 +88,7 @@ def train_static(
         return model.loss(u[:, 0], physics, progress, generator)
 
     if learns:
-        autoencoder.start_from(sample)
+        autoencoder.start_from(sample[:STARTS])
         stage("autoencoder", reconstruct, autoencoder.network, share)
     model.measure(sample)
     stage("generator", generate, model.backbone, 1 - share if learns else 1.0)

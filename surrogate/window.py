@@ -24,16 +24,17 @@ draws it from its posterior (Matheron's rule, by conjugate gradients): an interp
 decoder's errors are. For R = 0 the sample goes through the observations.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ..autoencoder.error import DecoderError
+from ..autoencoder.error import even_error
 from .climate import Climate
 from .emulator import Emulator, Mode, State
+from .interpolation import interpolated
 from .localisation import Distances, Gain, chord, significant, taper
 
 __all__ = ["Draws", "Members", "Observed", "Window"]
@@ -41,8 +42,7 @@ __all__ = ["Draws", "Members", "Observed", "Window"]
 _RADII = (1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, float("inf"))  # of the taper, in cells
 _CHUNK = 1024  # observations taken in at once
 _LEAST_ERROR = 1e-3  # standard deviations: observations that were free of any would leave nothing to invert
-_ITERATIONS, _FIT = 40, 1e-4  # of the interpolation, and how close it comes, in standard deviations
-_ROUNDS = 3  # more of it
+_FIT, _ROUNDS = 1e-4, 3  # how close interpolations come, in standard deviations, and how many more of them
 _BATCH = 32  # members advanced together
 
 
@@ -100,7 +100,8 @@ class Window:
         self.climate = climate.to(own)
         self.phase = None if phase is None else phase.to(own)
         self.channels, *self.space = emulator.autoencoder.spec.shape
-        self.model = emulator.error if emulator.error is not None else _plain_error(emulator, self.climate.error)
+        trained = emulator.error
+        self.model = even_error(emulator.autoencoder, self.climate.error) if trained is None else trained
         self.std = emulator.autoencoder.normaliser.std.reshape(-1, *[1] * len(self.space))
 
     def draw(self, generators: Sequence[torch.Generator], frames: int | None = None) -> Draws:
@@ -283,46 +284,3 @@ class Window:
 
     def _phase(self, k: int, batch: int) -> Tensor | None:
         return None if self.phase is None else self.phase[k].expand(batch, 4)
-
-
-def interpolated(
-    fields: Callable[[Tensor], Tensor], n: Tensor, goal: Tensor, where: Tensor, variance: Tensor
-) -> Tensor:
-    """n + Jᵀ Hᵀ (H J Jᵀ Hᵀ + R)⁻¹ (goal − H fields(n)), with J the derivative of the fields by the noise n.
-
-    Conjugate gradients on ``(B, C, *space)``, nought where nothing is observed. Fields are linear in the noise up to
-    the heads, which mostly are, too: a difference is as good as a derivative.
-    """
-
-    def back(v: Tensor) -> Tensor:
-        with torch.enable_grad():
-            at = n.detach().requires_grad_(True)
-            (g,) = torch.autograd.grad((fields(at) * v).sum(), at)
-        return g
-
-    here = fields(n)
-    off = torch.where(where, goal - here, 0.0)
-    axes = tuple(range(1, off.ndim))
-    x, r, p = torch.zeros_like(off), off.clone(), off.clone()
-    rr = first = r.square().sum(dim=axes, keepdim=True)
-    for _ in range(_ITERATIONS):
-        if bool((rr <= 1e-9 * first).all()):
-            break
-        # A difference is taken with noise of the usual size: a smaller one would drown in rounding.
-        step = back(p)
-        size = step.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-30)
-        forward = (fields(n + step / size) - here) * size.reshape(-1, *[1] * (off.ndim - 1))
-        q = torch.where(where, forward, 0.0) + variance * p
-        alpha = rr / (p * q).sum(dim=axes, keepdim=True).clamp(min=1e-30)
-        x, r = x + alpha * p, r - alpha * q
-        after = r.square().sum(dim=axes, keepdim=True)
-        p, rr = r + after / rr.clamp(min=1e-30) * p, after
-    return n + back(x)
-
-
-def _plain_error(emulator: Emulator, error: Tensor) -> DecoderError:
-    """For a model whose decoder error was not trained: of the same size everywhere, spread evenly over the scales."""
-    model = DecoderError(emulator.autoencoder).to(error)
-    with torch.no_grad():
-        model.amplitude.conv.get_parameter("bias").copy_(torch.logit(error.clamp(1e-4, 0.9)))
-    return model.requires_grad_(False)

@@ -14,6 +14,7 @@ PROMISED = {
     "accelerator": ["2.2 accelerator, training, fast stage, 2 windows of 4 frames, float32"],
     "augment": ["4.3 relative L2 augment / opt", "4.3 relative L2 of a U-Net", "4.3 coverage", "4.3 largest misfit at"],
     "codes": ["2.1 code linear, 16x16x12, net 64: floor", "2.1 code linear, 16x16x12, net 64: lead 20"],
+    "darcy": ["4.3 darcy, exact: relative L2 of both, augment / opt", "4.3 darcy, 10 % error: coverage of 90 %"],
     "ensembles": ["4.1 peak memory", "4.1 after kills the same", "4.1 decoded member / direct one", "4.1 online mean"],
     "design": ["2.2 surge, shallow water: gain, lapse / fno", "2.2 designs with the achieved", "2.2 largest violation"],
     "exactness": ["3.3 mean vorticity after", "3.3 kolmogorov, energy and enstrophy: Newton", "3.7 drift of the mass"],

@@ -13,9 +13,10 @@ from lapse.physics.linear import LinearLaw
 from lapse.physics.monotone import monotone
 from lapse.surrogate.denoiser import GaussianDenoiser
 from lapse.surrogate.guidance import Guided
+from lapse.surrogate.noise import sample_generator
 from lapse.surrogate.sampler import SAMPLERS
 from lapse.surrogate.schedule import RectifiedFlow
-from lapse.surrogate.static import Physics, StaticGenerator, sample_generator
+from lapse.surrogate.static import Physics, StaticGenerator
 from lapse.surrogate.virtual import Observation
 
 GRID = Grid.walled_box(8)
