@@ -4,6 +4,7 @@ Either the equation that a model's spec names, run in float64, or the user's own
 designed frames as a Dataset, as `design` returns them, and gives back the frames that follow, one an interval.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -26,8 +27,8 @@ from .view import viewed
 __all__ = ["Critic", "Solver"]
 
 Solver = Callable[[xr.Dataset], xr.Dataset]
-"""From frames ``(time, *space)`` in physical units, newest last, to the ``steps`` frames after the newest, over
-``time`` or, as `forecast` lays them out, over ``lead_time``."""
+"""From frames ``(time, *space)`` in physical units, newest last, with the attribute ``parameters`` (JSON), to the
+``steps`` frames after the newest, over ``time`` or, as `forecast` lays them out, over ``lead_time``."""
 
 
 class Critic:
@@ -70,7 +71,8 @@ class Critic:
 
     def _asked(self, u: Tensor, solver: Solver) -> Tensor:
         case, spec = self.case, self.case.model.spec
-        found = solver(to_dataset(u, spec, ("time",), {"time": case.frames["time"]}))
+        attrs = {"parameters": json.dumps(dict(spec.parameters))}
+        found = solver(to_dataset(u, spec, ("time",), {"time": case.frames["time"]}, attrs))
         where = f"verify, {self.name}"
         if not isinstance(found, xr.Dataset):
             wanted, fix = "a Dataset of the frames that follow", "return frames over time, one an interval"

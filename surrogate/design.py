@@ -33,6 +33,7 @@ from .designed import Verdict, assemble, suspicions
 from .emulator import Mode
 from .feasible import Feasible
 from .manifold import Manifold
+from .parameters import ParameterSearch, Ranges, range_problems, tuned
 from .search import Round, Search
 from .targets import Objective
 from .trust import widening
@@ -57,7 +58,7 @@ def design(
     steps: int,
     *,
     sense: Literal["maximise", "minimise"],
-    over: Literal["initial_condition", "latent"] = "initial_condition",
+    over: Literal["initial_condition", "latent", "parameters"] = "initial_condition",
     bounds: Bounds = "training",
     constraints: Sequence[str] | Mapping[str, float | None] | None = None,
     radius: float | None = None,
@@ -86,9 +87,11 @@ def design(
             one a member, computed with torch.
         steps: leads of the forecast, from 1; frames beyond the last one that the objective looks at are not computed.
         sense: "maximise" or "minimise".
-        over: vary the fields themselves, or the latents that they are decoded from.
+        over: vary the fields themselves, the latents that they are decoded from, or parameters of the equation from the
+            given state (`lapse.surrogate.parameters`), for models that can be `at` others. For parameters there is
+            nothing to constrain, no ``radius``, no ``prior`` and no ``repairs``.
         bounds: "training" (the range of the training data), or (least, greatest) by variable; see
-            `lapse.surrogate.bounds`.
+            `lapse.surrogate.bounds`. Over "parameters" their names and ranges, such as ``{"forcing": (0.5, 2.0)}``.
         constraints: what the design shares exactly with the given state: "mean", "mean:NAME", "mass",
             "divergence_free", and at most one of the equation's invariants such as "energy"; a mapping gives the latter
             a value of its own. None: what the model's exact heads conserve.
@@ -128,7 +131,8 @@ def design(
         ``distance_limit``; with ``verify`` what the solver ``achieved``, and from the given state ``achieved_given``;
         with ``repairs`` also over ``run``, the first from the search's start and one for every round,
         ``achieved_by_run``, ``seconds_by_run`` and ``kept_by_run``. Predictions are always those of the surrogate as it
-        is.
+        is. Over "parameters" the fields are as given, and ``parameters`` holds what was found, beside
+        ``parameters_given`` and ``parameters_by_iteration``.
 
     Raises SpecError for unfit input and for an objective that does not fit the forecast, `Infeasible` where bounds and
     constraints leave nothing, ValueError for an objective that is not finite or has no gradient. Warns (DesignWarning)
@@ -140,18 +144,36 @@ def design(
     factor = widening(verified) if verified else 1.0
     _check_options(
         model, sense, over, method, steps, iterations, step, members, predicted, prior, repairs, verify,
-        (mode, *compared),
+        (mode, *compared), bounds, constraints, radius,
     )  # fmt: skip
     case = Case(model, ds, objective, steps, init_time, mode, seed)
     critic = None if verify is None else Critic(case, verify)
     case.rehearse(members)
+    sign = -1 if sense == "maximise" else 1
+    options: dict[str, Any] = {
+        "sense": sense, "over": over, "method": method, "members": members, "seed": seed, "predicted": predicted,
+        "steps": steps, "widening": factor,
+    }  # fmt: skip
+    if over == "parameters":
+        tuning = ParameterSearch(case, cast(Ranges, bounds), sign, members, seed)
+        best = tuning.descend(method, iterations, step, progress)
+        moved = tuning.at(best.about["parameters"])
+        verdict = _judge(moved, case, case.given, predicted, seed + 1, compared)
+        if critic is not None:
+            other = Critic(moved, critic.solver)
+            verdict.achieved = other.worth(case.given, other.run(case.given))
+            verdict.achieved_given, verdict.critic = critic.worth(case.given, critic.run(case.given)), other.name
+        verdict.widening = factor
+        doubts = suspicions(best, verdict, {}, members)
+        out = assemble(moved, case.given, tuning.path, [], best, verdict, {}, options, doubts)
+        return tuned(_warned(out, doubts), tuning)
     held = conserved(model) if constraints is None else constraints
     feasible = Feasible(model.spec, case.given, bounds, held, radius, case.law)
     manifold = Manifold(
         model.emulator, *references(model, ds if reference is None else reference, _REFERENCES, case.given)
     )
     control = CONTROLS[over](model.emulator, feasible, manifold, case.given, case.context)
-    search = Search(case, control, manifold, -1 if sense == "maximise" else 1, members, seed, prior, checkpoint)
+    search = Search(case, control, manifold, sign, members, seed, prior, checkpoint)
     rounds: list[Round] = []
     if critic is None or repairs == 0:
         best = search.descend(method, iterations, step, progress)
@@ -159,7 +181,7 @@ def design(
         rounds, best = search.rounds(critic, repairs, method, iterations, step, progress)
     with torch.no_grad():
         u = control.fields(best.x)
-    verdict = _judge(case, u, predicted, seed + 1, compared)
+    verdict = _judge(case, case, u, predicted, seed + 1, compared)
     verdict.widening = factor
     if critic is not None:
         verdict.critic = critic.name
@@ -168,14 +190,14 @@ def design(
             begun = bool(rounds) and torch.allclose(control.fields(rounds[0].found.x), case.given, rtol=1e-6, atol=0.0)
         verdict.achieved_given = rounds[0].achieved if begun else critic.worth(case.given, critic.run(case.given))
     doubts = suspicions(best, verdict, manifold.limits, members, sense if rounds else None)
-    options = {
-        "sense": sense, "over": over, "method": method, "constraints": list(held), "radius": radius, "prior": prior,
-        "members": members, "seed": seed, "predicted": predicted, "steps": steps, "widening": factor,
-        "repairs": repairs,
-    }  # fmt: skip
+    options |= {"constraints": list(held), "radius": radius, "prior": prior, "repairs": repairs}
+    return _warned(assemble(case, u, search.path, rounds, best, verdict, manifold.limits, options, doubts), doubts)
+
+
+def _warned(out: xr.Dataset, doubts: Sequence[str]) -> xr.Dataset:
     for text in doubts:
-        warnings.warn(f"this design may exploit the surrogate: {text}", DesignWarning, stacklevel=3)
-    return assemble(case, u, search.path, rounds, best, verdict, manifold.limits, options, doubts)
+        warnings.warn(f"this design may exploit the surrogate: {text}", DesignWarning, stacklevel=4)
+    return out
 
 
 def conserved(model: "Model") -> list[str]:
@@ -184,18 +206,22 @@ def conserved(model: "Model") -> list[str]:
     return [n for n in names if n != "positive"]
 
 
-def _judge(case: Case, u: Tensor, members: int, seed: int, modes: Sequence[Mode]) -> Verdict:
-    """Predictions by members that took no part in the search; a mode that has spread comes first."""
+def _judge(
+    case: Case, before: Case, u: Tensor, members: int, seed: int, modes: Sequence[Mode]
+) -> Verdict:
+    """Predictions by members that took no part in the search, of ``u`` and, by the case ``before``, of the given state;
+    a mode that has spread comes first."""
     by_mode: dict[str, Prediction] = {}
     for k, mode in enumerate(sorted({case.mode: None, **dict.fromkeys(modes)}, key=lambda mode: mode == "mean")):
         by_mode[mode] = case.predict(u, members if k == 0 or mode == "fast" else _FEWEST, seed, mode)
-    given = case.predict(case.given, members, seed, cast(Mode, next(iter(by_mode))))
+    given = before.predict(before.given, members, seed, cast(Mode, next(iter(by_mode))))
     return Verdict(by_mode, given)
 
 
 def _check_options(
     model: "Model", sense: str, over: str, method: str, steps: int, iterations: int, step: float, members: int,
-    predicted: int, prior: float, repairs: int, verify: object, modes: Sequence[str],
+    predicted: int, prior: float, repairs: int, verify: object, modes: Sequence[str], bounds: Bounds,
+    constraints: object, radius: float | None,
 ) -> None:  # fmt: skip
     """Raise SpecError with every option that cannot be."""
     problems = []
@@ -209,8 +235,7 @@ def _check_options(
             problems.append(Problem(where, f"{found}", wanted, "leave it out for the default"))
 
     word("sense", sense, ("maximise", "minimise"))
-    untold = "this model is not told any parameters; train one for each value, or vary the state"
-    word("over", over, tuple(CONTROLS), untold if over == "parameters" else "correct the word")
+    word("over", over, (*CONTROLS, "parameters"))
     word("method", method, tuple(METHODS))
     for mode in modes:
         word("mode", mode, model.modes)
@@ -225,5 +250,10 @@ def _check_options(
     if repairs > 0 and verify is None:
         fix = 'verify="solver", or a function that runs your solver'
         problems.append(Problem("repairs", f"{repairs} and verify=None", "a solver to repair by", fix))
+    if over == "parameters":
+        problems += range_problems(bounds, model.spec)
+        for where, value in (("constraints", constraints), ("radius", radius), ("repairs", repairs)):
+            if value:
+                problems.append(Problem(where, f"{value!r}", "none: the state is given", "leave it out"))
     if problems:
         raise SpecError(problems)

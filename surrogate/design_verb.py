@@ -3,7 +3,7 @@
 import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .targets import Target
@@ -31,6 +31,10 @@ def add_options(verb: ArgumentParser) -> None:
     verb.add_argument(
         "--over", choices=("initial_condition", "latent"), default="initial_condition", help="what varies"
     )
+    verb.add_argument(
+        "--vary", metavar="NAME=A:B", action="append", default=[], type=_region,
+        help="a parameter of the equation and its range, such as forcing=0.5:2 (may be repeated): instead of the state",
+    )  # fmt: skip
     verb.add_argument("--hold", metavar="NAME", nargs="+", help="mean, mass, divergence_free, energy, …")
     verb.add_argument("--radius", type=float, metavar="R", help="largest departure, rms in standard deviations")
     verb.add_argument("--iterations", type=int, default=30, metavar="N", help="at most (default 30)")
@@ -65,8 +69,10 @@ def design(options: Namespace) -> None:
     objective = _objective(options, variable)
     with warnings.catch_warnings():
         warnings.simplefilter("always", DesignWarning)
+        ranges = {name: (ends.start, ends.stop) for name, ends in options.vary}
+        over: dict[str, Any] = {"over": "parameters", "bounds": ranges} if ranges else {"over": options.over}
         best = model.design(
-            _opened(options.data, options), objective, options.lead, over=options.over, constraints=options.hold,
+            _opened(options.data, options), objective, options.lead, **over, constraints=options.hold,
             sense="maximise" if options.maximise else "minimise", radius=options.radius, iterations=options.iterations,
             members=options.members, mode=options.mode, compare=options.compare, seed=options.seed,
             init_time=options.init_time, verify="solver" if options.verify or options.repairs else None,
@@ -80,7 +86,10 @@ def design(options: Namespace) -> None:
     print(f"designed  {float(best['predicted_objective']):.4g}  (90 %: {low:.4g} to {high:.4g})")
     if "achieved" in best:
         print(f"solver    {float(best['achieved']):.4g}  (given: {float(best['achieved_given']):.4g})")
-    print(f"{out}: the designed initial condition, and how it was found")
+    for name in best["parameter"].values if options.vary else ():
+        print(f"{name:<9} {float(best['parameters'].sel(parameter=name)):.4g}")
+    what = "parameters" if options.vary else "initial condition"
+    print(f"{out}: the designed {what}, and how it was found")
 
 
 def _objective(options: Namespace, variable: str) -> "Target":
@@ -109,4 +118,4 @@ def _region(text: str) -> tuple[str, slice]:
             raise ValueError
         return axis, slice(float(first) if first else None, float(last) if last else None)
     except ValueError:
-        raise ArgumentTypeError(f"found {text!r}, wanted AXIS=A:B with coordinates, such as x=1.0:2.0") from None
+        raise ArgumentTypeError(f"found {text!r}, wanted NAME=A:B with numbers, such as x=1.0:2.0") from None

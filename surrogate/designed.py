@@ -119,15 +119,18 @@ def assemble(
         }),
         "predicted_by_mode": ("mode", [p.value for p in v.by_mode.values()], about),
         "interval_by_mode": (("mode", "bound"), [p.interval for p in v.by_mode.values()], about),
-        "distance": (("measure", "state"), [[first[k], best.about["distances"][k]] for k in names], {"units": "1"}),
-        "distance_limit": ("measure", [limits[k] for k in names], {"units": "1", "long_name": "of reference states"}),
     }  # fmt: skip
+    if names:
+        distances = [[first[k], best.about["distances"][k]] for k in names]
+        data["distance"] = (("measure", "state"), distances, {"units": "1"})
+        about_limit = {"units": "1", "long_name": "of reference states"}
+        data["distance_limit"] = ("measure", [limits[k] for k in names], about_limit)
     for name, value in (("achieved", v.achieved), ("achieved_given", v.achieved_given)):
         if value is not None:
             data[name] = ((), value, about | {"comment": f"by the solver, {v.critic}"})
     coords: dict[str, Any] = {
         "iteration": np.arange(len(path)), "member": np.arange(len(v.designed.members)), "bound": ["low", "high"],
-        "mode": list(v.by_mode), "measure": names, "state": ["given", "designed"],
+        "mode": list(v.by_mode), **({"measure": names, "state": ["given", "designed"]} if names else {}),
     }  # fmt: skip
     if rounds:
         coords["round"] = ("iteration", history("round"), {"long_name": "round of the search"})
@@ -147,8 +150,9 @@ def _attrs(case: Case, options: Mapping[str, Any], doubts: Sequence[str]) -> dic
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     line = f"{stamp}: lapse {__version__} design, model {model.name}, {options['sense']} {label(case.objective)}"
     earlier = str(case.frames.attrs.get("history", ""))
+    what = "parameters" if options["over"] == "parameters" else "initial condition"
     return own | {
-        "title": f"initial condition designed with {model.name}",
+        "title": f"{what} designed with {model.name}",
         "history": f"{earlier}\n{line}" if earlier else line,
         "lapse_design": json.dumps(dict(options), default=str),
         "lapse_design_doubts": "\n".join(doubts),

@@ -596,8 +596,8 @@ def test_every_unfit_option_is_named_at_once(tiny: Model) -> None:
             members=0, predicted=5, prior=-1.0, mode="slow", repairs=1,  # type: ignore[arg-type]
         )  # fmt: skip
     told = str(caught.value)
-    assert told.startswith("11 problems")
-    parts = ("'maximize'", "not told any parameters", "'cma'", "steps: found 0", "at least 19", "'slow'", "repair by")
+    assert told.startswith("12 problems"), told
+    parts = ("'maximize'", "names and ranges", "'cma'", "steps: found 0", "at least 19", "'slow'", "repair by")
     for part in parts:
         assert part in told
 
@@ -613,6 +613,73 @@ def test_unfit_starts_and_solvers(tiny: Model, shift: Model) -> None:
         shift.design(states(shift.spec), target, 1, sense="maximise", verify="solver")
     with pytest.raises(TypeError, match="sense"):
         tiny.design(ds, target, 1)
+
+
+# parameters
+
+
+@pytest.fixture(scope="module")
+def flow() -> tuple[Model, xr.Dataset]:
+    """The shipped model and two frames of waves that it takes for a flow."""
+    model = lapse.load("kolmogorov64")
+    ds = states(model.spec, 2)
+    ds["vorticity"] = (3 * ds["vorticity"] / ds["vorticity"].std()).assign_attrs(units="s-1")
+    return model, ds
+
+
+def test_the_drag_that_made_a_flow_is_found(flow: tuple[Model, xr.Dataset]) -> None:
+    model, ds = flow
+    truth = model.forecast(ds, 2, 1, mode="mean", parameters={"drag": 0.5}, progress=False)  # the model's own world
+    target = truth.isel(init_time=0, lead_time=1, member=0, drop=True)
+    likeness = objectives.similarity(target, lead=2)
+    out = model.design(
+        ds, likeness, 2, sense="maximise", over="parameters", bounds={"drag": (0.05, 1.0)}, mode="mean", iterations=6,
+        predicted=19, compare=(), verify="solver", progress=False,
+    )  # fmt: skip
+    assert list(out.parameter.values) == ["drag"] and float(out["parameters_given"][0]) == 0.1
+    assert float(out["parameters"][0]) == pytest.approx(0.5, rel=0.02)
+    assert float(out["achieved_given"]) < float(out["achieved"]) <= 1
+    xr.testing.assert_equal(out["vorticity"], out["vorticity_given"].rename("vorticity"))
+    np.testing.assert_allclose(out["parameters_by_iteration"][0], 0.1)
+    assert model.spec.parameters["drag"] == 0.1 and model.emulator.laws is None  # the model is as it was
+    found = dict(out["parameters"].to_series())
+    again = model.forecast(out, 2, 1, parameters=found, mode="mean", progress=False)
+    assert float(abs(again["vorticity"]).max()) > 0
+    assert out.attrs["title"].startswith("parameters designed")
+
+
+def test_a_solver_of_ones_own_is_told_the_parameters(flow: tuple[Model, xr.Dataset]) -> None:
+    model, ds = flow
+    told = []
+
+    def own(frames: xr.Dataset) -> xr.Dataset:
+        told.append(json.loads(frames.attrs["parameters"])["forcing"])
+        return model.at(forcing=told[-1]).solve(frames, 1).isel(init_time=0, drop=True)
+
+    strongest = objectives.region_mean("vorticity", lead=1, x=slice(1.0, 2.0), y=slice(1.0, 1.3))
+    out = model.design(
+        ds, strongest, 1, sense="maximise", over="parameters", bounds={"forcing": (0.5, 1.5)}, mode="mean",
+        iterations=2, predicted=19, compare=(), verify=own, progress=False,
+    )  # fmt: skip
+    assert told == [float(out["parameters"][0]), 1.0] and told[0] in (0.5, 1.5)  # at an end of the range
+
+
+def test_unfit_ranges_of_parameters(flow: tuple[Model, xr.Dataset], shift: Model) -> None:
+    model, ds = flow
+    target = objectives.region_mean("vorticity", lead=1)
+    with pytest.raises(SpecError) as caught:
+        model.design(
+            ds, target, 1, sense="maximise", over="parameters", radius=0.1, constraints=["mean"],
+            bounds={"gravity": (0, 1), "drag": (0.3, 0.1), "forcing": ("a", 2)},
+        )  # fmt: skip
+    told = str(caught.value)
+    for part in ("5 problems", "no such parameter", "viscosity=0.012", "least < greatest", "radius", "constraints"):
+        assert part in told, told
+    with pytest.raises(SpecError, match="bounds: found 'training'"):
+        model.design(ds, target, 1, sense="maximise", over="parameters")
+    broken = lambda view: view.field("vorticity", 1).sub(99).log().mean()  # noqa: E731
+    with pytest.raises(ValueError, match=r"found nan.*wanted a finite number"):
+        model.design(ds, broken, 1, sense="maximise", over="parameters", bounds={"drag": (0.05, 1.0)}, progress=False)
 
 
 # the command line
@@ -651,7 +718,7 @@ def test_the_verb_is_the_method(tiny: Model, folder, capsys: pytest.CaptureFixtu
         ("--maximise region_mean --lead 2 --out best.zarr", 1, "wanted a name that ends with .nc"),
         ("--maximise similarity --lead 2 --out best.nc", 1, "--target: found none"),
         ("--minimise largest --variable u --lead 2 --out best.nc", 1, "variable 'u'; wanted one of vorticity"),
-        ("--minimise largest --lead 2 --region x=3 --out best.nc", 2, "wanted AXIS=A:B"),
+        ("--minimise largest --lead 2 --region x=3 --out best.nc", 2, "wanted NAME=A:B"),
         ("--lead 2 --out best.nc", 2, "--maximise --minimise is required"),
         ("--maximise largest --minimise largest --lead 2 --out best.nc", 2, "not allowed with"),
     ],
@@ -663,6 +730,16 @@ def test_what_the_verb_refuses(folder, capsys: pytest.CaptureFixture[str], words
         found = stop.code
     assert found == status
     assert told in capsys.readouterr().err
+
+
+def test_the_verb_varies_parameters(flow: tuple[Model, xr.Dataset], tmp_path, capsys) -> None:
+    flow[1].to_netcdf(tmp_path / "flow.nc")
+    words = "--maximise region_mean --variable vorticity --lead 1 --region x=1:2 --mode mean --iterations 1 --compare"
+    cli.main(["design", "kolmogorov64", str(tmp_path / "flow.nc"), *words.split(), "--vary", "forcing=0.5:1.5",
+              "--out", str(tmp_path / "best.nc"), "--quiet"])  # fmt: skip
+    told = capsys.readouterr().out
+    best = xr.open_dataset(tmp_path / "best.nc")
+    assert f"forcing   {float(best['parameters'][0]):.4g}" in told and "the designed parameters" in told
 
 
 def test_the_verb_designs_towards_a_pattern(folder, capsys: pytest.CaptureFixture[str]) -> None:
