@@ -20,6 +20,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -98,17 +99,18 @@ class Bench:
     def __init__(self, minutes: float) -> None:
         self.case, self.minutes = pidm.Case(16 if quick() else 64), minutes
         self.std = self.case.data.normaliser.std.reshape(2, 1, 1).float()
-        known = self.case.fields("train") / self.std
-        self.interpolation = Interpolation(known)
-        self.unets: dict[str, UNet] = {}
-        for k, sensors in enumerate(CASES):
-            path = self.case.folder / f"{minutes:g}" / f"unet-{k}.pt"
-            self.unets[sensors.name] = train_unet(draws(known, sensors), 2, minutes, path, padding="replicate")
+        self.known = self.case.fields("train") / self.std
+        self.interpolation = Interpolation(self.known)
         self.model, _ = pidm.trained(self.case, "latent", minutes)
         self.tests = self.case.fields("test")
         self.unguided = self.model.draw(SAMPLES, seed=3).mean(dim=0)
 
-    @torch.no_grad()
+    @cache  # noqa: B019 - there is one bench
+    def unet(self, sensors: Sensors) -> UNet:
+        """Of a case, trained where it is not there yet."""
+        path = self.case.folder / f"{self.minutes:g}" / f"unet-{CASES.index(sensors)}.pt"
+        return train_unet(draws(self.known, sensors), 2, self.minutes, path, padding="replicate")
+
     def one(self, k: int, sensors: Sensors) -> dict[str, float]:
         """All figures of test field k."""
         truth, where, y = self.observed(k, sensors)
@@ -160,7 +162,9 @@ class Bench:
         return hold
 
     def regressed(self, y: Tensor, where: Tensor, sensors: Sensors) -> Tensor:
-        x: Tensor = self.unets[sensors.name]((y / self.std)[None], where.float()[None])[0] * self.std
+        net = self.unet(sensors)
+        with torch.no_grad():
+            x: Tensor = net((y / self.std)[None], where.float()[None])[0] * self.std
         return torch.where(where, y, x) if sensors.error == 0 else x
 
     def interpolated(self, y: Tensor, where: Tensor, sensors: Sensors, truth: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ class Accessor:
         """The initial condition near this one with the best objective; ``options`` as for `Model.design`."""
         return _model(model).design(self._ds, objective, steps, **options)
 
+    def designs(self, model: "Model | str | Path", objective: "Objective", steps: int, **options: Any) -> xr.Dataset:
+        """Many initial conditions at this time with a good objective; ``options`` as for `Model.designs`."""
+        return _model(model).designs(self._ds, objective, steps, **options)
+
     def augment(self, model: "Model | str | Path", samples: int = 32, **options: Any) -> xr.Dataset:
         """Samples of complete fields given these, which are sparse or noisy; ``options`` as for `Model.augment`."""
         return _model(model).augment(self._ds, samples, **options)

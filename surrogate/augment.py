@@ -42,7 +42,7 @@ from .window import Draws, Observed, Window
 if TYPE_CHECKING:
     from .model import Model
 
-__all__ = ["AugmentWarning", "augment"]
+__all__ = ["AugmentWarning", "augment", "known_climate"]
 
 BLOCK = 128
 """Samples updated together."""
@@ -113,7 +113,7 @@ def augment(
         raise SpecError([Problem("steps", found, "None: the window is what was observed", fix)])
     data = observations(observed, model.spec, error)
     hidden = max(before or 0, model.emulator.history - len(data.times))
-    smoother = _Smoother(model, data, _climate(model, climate), hidden, mode, seed, ensemble)
+    smoother = _Smoother(model, data, known_climate(model, climate), hidden, mode, seed, ensemble)
     return _assembled(model, data, smoother, samples, progress)
 
 
@@ -149,7 +149,8 @@ class _Smoother:
         return torch.stack(frames[self.hidden :], dim=1)[: last - first].cpu(), innovation[self.hidden :]
 
 
-def _climate(model: "Model", given: xr.Dataset | None) -> Climate:
+def known_climate(model: "Model", given: xr.Dataset | None) -> Climate:
+    """That of the given states, or the one that the model brings along; SpecError where there is neither."""
     if given is not None:
         own = next(model.emulator.parameters())
         shift = model.config.get("training", {}).get("data", {}).get("shift")

@@ -24,6 +24,7 @@ from .augment import augment
 from .certificate import Certificate, calibrate
 from .climate import Climate
 from .design import design
+from .designs import designs
 from .emulator import Emulator, Mode
 from .ensemble import Plan, planned
 from .forecast import Kept, forecast
@@ -221,6 +222,13 @@ class Model:
         ``options`` as for `lapse.surrogate.design.design`; ``sense="maximise"`` or ``"minimise"`` must be among them.
         """
         return design(self, ds, objective, steps, **options)
+
+    def designs(self, ds: xr.Dataset | xr.DataArray, objective: Objective, steps: int, **options: Any) -> xr.Dataset:
+        """Many initial conditions with a large or small objective, samples of a distribution over ``(member, …)``.
+
+        ``options`` as for `lapse.surrogate.designs.designs`; ``sense="maximise"`` or ``"minimise"`` must be among them.
+        """
+        return designs(self, ds, objective, steps, **options)
 
     def augment(self, observed: xr.Dataset | xr.DataArray, samples: int = 32, **options: Any) -> xr.Dataset:
         """Samples of complete fields given sparse, masked or noisy ones, with dims ``(member, time, *space)``.

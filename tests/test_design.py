@@ -19,9 +19,11 @@ from lapse.datasets.spec import Variable
 from lapse.physics.equation import equation
 from lapse.physics.grid import Grid
 from lapse.surrogate import cli
+from lapse.surrogate.augment import known_climate
 from lapse.surrogate.case import Case, interval, references
 from lapse.surrogate.control import CONTROLS
 from lapse.surrogate.design import DesignWarning
+from lapse.surrogate.designs import _Sampling, designs
 from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.feasible import Feasible
 from lapse.surrogate.manifold import Manifold
@@ -680,6 +682,66 @@ def test_unfit_ranges_of_parameters(flow: tuple[Model, xr.Dataset], shift: Model
     broken = lambda view: view.field("vorticity", 1).sub(99).log().mean()  # noqa: E731
     with pytest.raises(ValueError, match=r"found nan.*wanted a finite number"):
         model.design(ds, broken, 1, sense="maximise", over="parameters", bounds={"drag": (0.05, 1.0)}, progress=False)
+
+
+# many designs
+
+MEAN: dict[str, Any] = {"progress": False, "mode": "mean"}
+
+
+def test_designs_are_samples_of_the_tilted_climate(shift: Model) -> None:
+    """The mean of a box is linear in the fields: the climate's spread, three standard deviations above its mean."""
+    usual = states(shift.spec, 40)
+    box = objectives.region_mean("vorticity", lead=1, **BOX)
+    sampling = _Sampling(Case(shift, usual, box, 1, "last", "mean", 0), known_climate(shift, usual), -1, 1, 0)
+    x = torch.zeros(sampling.size, dtype=torch.float64, requires_grad=True)
+    mean = sampling.objective(x)
+    sigma = float(torch.autograd.grad(mean, x)[0].norm())
+    assert sampling.usual(200) == pytest.approx(sigma, rel=0.15)
+    out = shift.designs(
+        usual, box, 1, sense="maximise", samples=24, iterations=20, climate=usual, temperature=sigma / 3, **MEAN
+    )
+    tilted = out["objective"]
+    assert float(tilted.mean()) == pytest.approx(float(mean.detach()) + 3 * sigma, abs=0.7 * sigma)
+    assert float(tilted.std()) == pytest.approx(sigma, rel=0.4) and (out["acceptance"] > 0.99).all()
+    assert out["vorticity"].dims == ("member", "time", "y", "x") and tilted.attrs["units"] == "s-1"
+    fc = shift.forecast(out, 1, 24, mode="mean", progress=False)  # every member from its own state
+    got = fc["vorticity"].isel(init_time=0, lead_time=0).sel(**BOX).mean(("x", "y"))
+    np.testing.assert_allclose(got, tilted, rtol=1e-4)
+    low = shift.designs(usual, box, 1, sense="minimise", samples=2, iterations=20, climate=usual, **MEAN)
+    assert float(low["objective"].max()) < float(mean.detach())
+
+
+def test_a_design_is_a_function_of_seed_and_number_and_the_solver_has_its_say(shift: Model) -> None:
+    usual = states(shift.spec, 40)
+    box = objectives.region_mean("vorticity", lead=1, **BOX)
+    options = {"sense": "maximise", "iterations": 6, "climate": usual, "temperature": 0.5, "seed": 3, **MEAN}
+
+    def solver(frames):
+        return frames.isel(time=[-1]).roll(x=4).assign_coords(x=frames.x, time=frames.time[-1:] + 1.0)
+
+    two = shift.designs(usual, box, 1, samples=2, verify=solver, **options)
+    three = usual.lapse.designs(shift, box, 1, samples=3, **options)
+    xr.testing.assert_allclose(two["vorticity"], three["vorticity"].isel(member=slice(2)))
+    np.testing.assert_allclose(two["achieved"], two["objective"], rtol=1e-5)  # this law is known
+    assert (two["generated"] == 1).all() and two.attrs["temperature"] == 0.5
+
+
+def test_unfit_options_and_objectives_are_named(shift: Model) -> None:
+    usual = states(shift.spec, 40)
+    box = objectives.region_mean("vorticity", lead=1, **BOX)
+    with pytest.raises(SpecError, match=r"(?s)5 problems.*sense.*mode.*samples.*iterations.*temperature"):
+        designs(shift, usual, box, 1, sense="up", mode="slow", samples=0, iterations=1, temperature=0.0)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="climate"):
+        shift.designs(usual, box, 1, sense="maximise", **MEAN)
+    with pytest.raises(ValueError, match=r"standard deviation of 0\.0 over the climate"):
+        flat = lambda view: 0 * view.field("vorticity", 1).mean()  # noqa: E731
+        shift.designs(usual, flat, 1, sense="maximise", climate=usual, **MEAN)
+    rough = lambda view: (100 * view.field("vorticity", 1)).sin().flatten(1).mean(1)  # noqa: E731
+    with pytest.warns(UserWarning, match="chains accepted less than"):
+        shift.designs(
+            usual, rough, 1, sense="maximise", samples=1, iterations=4, temperature=1e-6, climate=usual, **MEAN
+        )
 
 
 # the command line
