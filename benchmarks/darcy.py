@@ -7,7 +7,8 @@ pressure p are observed exactly, or with errors of 10 % of their standard deviat
 of 5 %. Errors are relative L2 of the ensemble mean, of each variable and of both (root mean square of the two);
 ratios are of errors averaged over fields, and their range is over fields.
 
-*lapse* holds the law on every sample where permeabilities are observed (`Darcy.solved`: Y as drawn, p solved for).
+*lapse* holds the law on every sample where permeabilities are observed, by the least change of both variables where
+nothing is observed exactly (`lapse.physics.monotone`).
 
 Optimal interpolation is the best linear estimate with the covariance of both variables in all cells, from all training
 fields. Y is a Gaussian field of 64 terms, so that for Y from observations of Y this *is* the posterior mean, with the
@@ -144,13 +145,13 @@ class Bench:
         ds = to_dataset(torch.where(where, y, torch.nan)[None], spec, ("time",), {"time": [0.0]})
         ds = ds[[n for n, on in zip(spec.names, sensors.variables, strict=True) if on]]
         error = {n: sensors.error * float(s) for n, s in zip(spec.names, self.std, strict=True) if n in ds}
-        hold = self.law_held(where) if sensors.error == 0 else self.case.law.solved if sensors.variables[0] else None
+        hold = self.law_held(where & (sensors.error == 0)) if sensors.variables[0] else None
         out = self.model.augment(ds, SAMPLES, error=error, hold=hold, progress=False)
         return torch.stack([torch.from_numpy(out[n].values[:, 0]) for n in spec.names], dim=1)
 
-    def law_held(self, where: Tensor) -> Callable[[Tensor], Tensor]:
-        """The law by the least change of both fields where nothing was observed."""
-        free = (self.std**2 * ~where).double()
+    def law_held(self, kept: Tensor) -> Callable[[Tensor], Tensor]:
+        """The law by the least change of both variables, in their standard deviations, but for what is ``kept``."""
+        free = (self.std**2 * ~kept).double()
 
         def hold(u: Tensor) -> Tensor:
             factors = self.case.law.factors(u[:, 0])
@@ -192,7 +193,7 @@ def rows(sensors: Sensors, found: list[dict[str, float]]) -> list[Row]:
             mine, other = f"augment, {v}", f"{name}, {v}"
             out.append(
                 Row(f"{case} relative L2 of {v}, augment / {name}", mean(mine) / mean(other), spread(mine, other),
-                    target if v == "both" else None, "ratio")
+                    target if v == "both" and all(sensors.variables) else None, "ratio")
             )  # fmt: skip
     for v in ("permeability", "pressure"):
         each = [f[f"coverage, {v}"] for f in found]

@@ -21,8 +21,8 @@ as that took. The Fourier neural operator was trained on the same data for as lo
 differentiable, as here, they are the opponent to respect.
 
 The stage `many` samples designs of "box" from the climate (`Model.designs`) and has the solver judge each. The stage
-`parameters` has the shipped kolmogorov64 find the forcing, drag or viscosity of another flow from one of its frames: the
-solver makes the target at values that no network saw, from starts of test trajectories.
+`parameters` has the shipped kolmogorov64 find the forcing, drag or viscosity of another flow from one of its frames:
+the solver makes the target at values that no network saw, from starts of test trajectories.
 
 The predicted interval is widened by what verified designs from other starts fell short (`lapse.surrogate.trust`).
 
