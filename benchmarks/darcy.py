@@ -222,7 +222,7 @@ def picture(bench: Bench, k: int, path: Path) -> None:
     for i, (high, colours, label) in enumerate(((2.5, "cividis", "ln K"), (0.3, "RdBu_r", "p, Pa"))):
         for ax, name, field in zip(axes[i], names, shown, strict=True):
             spread = name == "spread"
-            limits = {"vmin": 0, "vmax": high / 8} if spread else {"vmin": -high, "vmax": high}
+            limits = {"vmin": 0} if spread else {"vmin": -high, "vmax": high}
             image = ax.imshow(field[i], origin="lower", cmap="magma" if spread else colours, **limits)
             ax.set_xticks([])
             ax.set_yticks([])

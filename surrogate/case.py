@@ -122,16 +122,17 @@ class Case:
             raise SpecError([Problem(where, f"shape {tuple(out.shape)}", wanted, fix)])
         return out
 
-    def rehearse(self, members: int) -> None:
+    def rehearse(self, members: int, gradient: bool = True) -> None:
         """Try the objective on the given state at all leads: unknown names, empty regions and lost gradients show now.
 
-        Raises what the objective raises, SpecError and TypeError for what it returns, ValueError without a gradient.
+        Raises what the objective raises, SpecError and TypeError for what it returns, ValueError without a gradient
+        where one is needed.
         """
         frame = self.given[-1].detach().clone().requires_grad_(True)
         many = frame.expand(members, *frame.shape)
         with torch.enable_grad():
             out = self.value(ForecastView(self.model.spec, self.steps, members, lambda k: many, frame))
-        if not out.requires_grad:
+        if gradient and not out.requires_grad:
             raise ValueError(
                 f"objective {label(self.objective)!r}: found a number that does not depend on the fields in a way that "
                 "torch can follow, wanted one with a gradient. Usual fix: no .detach(), .item(), numpy, comparison or "

@@ -148,7 +148,7 @@ def design(
     )  # fmt: skip
     case = Case(model, ds, objective, steps, init_time, mode, seed)
     critic = None if verify is None else Critic(case, verify)
-    case.rehearse(members)
+    case.rehearse(members, gradient=over != "parameters")
     sign = -1 if sense == "maximise" else 1
     options: dict[str, Any] = {
         "sense": sense, "over": over, "method": method, "members": members, "seed": seed, "predicted": predicted,

@@ -298,10 +298,12 @@ class Emulator(nn.Module):
     def obey(self, trained: Equation, wanted: Equation) -> None:
         """Add to every frame from now on the effect that the ``wanted`` equation has beyond the ``trained`` one.
 
-        Raises ValueError for a model without a correction.
+        A correction towards an equation goes by the ``wanted`` one, too. Raises ValueError for a model without a gain.
         """
         self.part("correction")
         self.laws = (trained, wanted)
+        if isinstance(self.corrector, Equation):
+            self.corrector = wanted
 
     def _under(self, laws: tuple[Equation, Equation], before: State, after: State) -> State:
         correction = self.part("correction")

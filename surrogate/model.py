@@ -19,7 +19,6 @@ from ..datasets.check import check
 from ..datasets.fields import to_dataset, to_tensor
 from ..datasets.spec import FieldSpec
 from ..datasets.time import phase as phase_of
-from ..physics.equation import Equation
 from .augment import augment
 from .certificate import Certificate, calibrate
 from .climate import Climate
@@ -95,11 +94,8 @@ class Model:
         Raises ValueError for a model without a correction, for data without an equation, and for an unknown parameter.
         """
         emulator = deepcopy(self.emulator)
-        if isinstance(emulator.corrector, Equation):
-            emulator.corrector = law(self.spec, parameters)
         trained = law(self.spec) if emulator.laws is None else emulator.laws[0]
-        wanted = law(self.spec, parameters)
-        emulator.obey(trained, wanted)
+        emulator.obey(trained, law(self.spec, parameters))
         emulator.autoencoder.spec = self.spec.replace(parameters={**self.spec.parameters, **parameters})
         model = Model(emulator, self.name, self.config, self.card, self.source)
         model.certificates = self.certificates

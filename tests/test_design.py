@@ -658,12 +658,15 @@ def test_a_solver_of_ones_own_is_told_the_parameters(flow: tuple[Model, xr.Datas
         told.append(json.loads(frames.attrs["parameters"])["forcing"])
         return model.at(forcing=told[-1]).solve(frames, 1).isel(init_time=0, drop=True)
 
-    strongest = objectives.region_mean("vorticity", lead=1, x=slice(1.0, 2.0), y=slice(1.0, 1.3))
+    def strongest(view: ForecastView) -> Tensor:  # of which torch knows no gradient
+        return view.field("vorticity", 1)[..., 10:14, 10:20].detach().mean()
+
     out = model.design(
         ds, strongest, 1, sense="maximise", over="parameters", bounds={"forcing": (0.5, 1.5)}, mode="mean",
         iterations=2, predicted=19, compare=(), verify=own, progress=False,
     )  # fmt: skip
-    assert told == [float(out["parameters"][0]), 1.0] and told[0] in (0.5, 1.5)  # at an end of the range
+    assert told == [float(out["parameters"][0]), 1.0] and 0.1 < abs(told[0] - 1) <= 0.5
+    assert float(out["achieved"]) > float(out["achieved_given"])
 
 
 def test_unfit_ranges_of_parameters(flow: tuple[Model, xr.Dataset], shift: Model) -> None:
