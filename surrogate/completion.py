@@ -7,8 +7,8 @@ Three steps, from what is cheap and about right to what is exact:
    Exact for Gaussian data, and all that optimal interpolation could do.
 2. Noise is added up to the time ``redraw`` and taken away again with the generator's denoiser given the observations
    (`posterior`), which draws anew what is finer than that noise: what is not Gaussian in the data comes in here.
-3. Decoded fields are put on exact observations by an interpolation of the misfits that is as smooth as the decoder's
-   errors. R above holds those errors beside the observations' own.
+3. The decoder's error, as smooth and as large as it was in training, is drawn given the observations (`interpolation`):
+   where these are exact, the fields go through them. R above holds it beside the observations' own errors.
 
 What a law says may be held on the finished fields.
 """
@@ -89,7 +89,7 @@ def augment(
     Raises SpecError for unfit input or errors that are not told. Warns (AugmentWarning) where observations and model
     disagree.
     """
-    _check_options(samples, redraw, steps, iterations)
+    _check_options(samples, redraw, steps, iterations, seed)
     if observed is None:
         return _unconditional(model, samples, hold, seed)
     data = observations(observed, model.autoencoder.spec, error)
@@ -134,18 +134,22 @@ class _Completion:
         like, o = model.mean, data.observed
         self.std = model.autoencoder.normaliser.std.reshape(-1, *(1,) * (o.value.ndim - 2)).to(like)
         self.where = o.where[0].to(like.device)
-        self.value, r = o.value[0].to(like), o.error[0].to(like) / self.std
-        self.free = self.where & (r == 0)
+        self.value, self.r = o.value[0].to(like), o.error[0].to(like) / self.std
+        self.free = self.where & (self.r == 0)
+        self.error = even_error(model.autoencoder, model.error.clamp(min=_LEAST_ERROR))
         self.at = self.where.flatten().nonzero()[:, 0]
         self.goal = (self.value / self.std).flatten()[self.at]
-        self.own = r.flatten()[self.at]
         decoder = model.error.reshape(self.std.shape).expand(self.where.shape).flatten()[self.at]
-        self.variance = self.own**2 + decoder**2 + _LEAST_ERROR**2
-        self.response = self._response()
-        whole = self.response @ self.response.T + torch.diag(self.variance.double())
-        self.gain = torch.linalg.solve(whole, self.response).to(like)  # (count, modes)
+        self.variance = self.r.flatten()[self.at] ** 2 + decoder**2 + _LEAST_ERROR**2
+        self.response = self._response()  # B
+        # (B Bᵀ + R)⁻¹ B in the space of the modes, of which there are few however many observations there are
+        self.weighted = (self.response / self.variance.double()[:, None]).T
+        self.normal = self.weighted @ self.response
+        eye = torch.eye(len(self.normal), dtype=torch.float64, device=like.device)
+        self.gain = torch.linalg.solve(eye + self.normal, self.weighted).T.to(like)  # (count, modes)
         off = self.goal - self.seen(model.centre.reshape(1, *model.latent_shape))[0]
-        self.innovation = float((off.square() / whole.diagonal()).mean())
+        promised = self.response.square().sum(dim=1) + self.variance
+        self.innovation = float((off.square() / promised).mean())
         denoiser = Posterior(model.denoiser(), self.seen, self.goal, self.variance, self._gaussian, iterations)
         self.sampler = SAMPLERS[model.sampler](denoiser, steps, model.rho)
 
@@ -165,44 +169,47 @@ class _Completion:
 
     def _gaussian(self, alpha: float, sigma: float) -> Callable[[Tensor], Tensor]:
         """(J V Jᵀ + R)⁻¹ if the data were the Gaussian of the modes."""
-        left = 1 / (1 + self.model.modes.double().square().sum(dim=1) * (alpha / sigma) ** 2)
-        whole = (self.response * left) @ self.response.T + torch.diag(self.variance.double())
-        factor = torch.linalg.cholesky(whole)
-        return lambda r: torch.cholesky_solve(r.double().T, factor).T.to(r)
+        left = 1 + self.model.modes.double().square().sum(dim=1) * (alpha / sigma) ** 2
+        factor = torch.linalg.cholesky(torch.diag(left) + self.normal)
+
+        def inverse(r: Tensor) -> Tensor:
+            wide = r.double() / self.variance
+            return (wide - torch.cholesky_solve(self.response.T @ wide.T, factor).T @ self.weighted).to(r)
+
+        return inverse
 
     @torch.no_grad()
     def sample(self, seed: int, members: Sequence[int]) -> Tensor:
         """Fields ``(B, C, *space)`` in physical units."""
         m = self.model
-        sizes = [len(m.modes), self.where.numel(), m.noise_size]
+        cells = self.where.numel()
+        sizes = [len(m.modes), cells, m.noise_size, self.error.noise_size, cells]
         drawn = draw([sample_generator(seed, k) for k in members], sum(sizes))
-        xi, errors, noise = torch.split(drawn.to(m.mean), sizes, dim=1)
+        xi, errors, noise, decoder, others = torch.split(drawn.to(m.mean), sizes, dim=1)
         goal = self.goal + self.variance.sqrt() * errors[:, self.at]
         x = (m.centre + xi @ m.modes).reshape(-1, *m.latent_shape)
         x = x + ((goal - self.seen(x)) @ self.gain @ m.modes).reshape(x.shape)
         x = self.sampler(noise.reshape(x.shape), x, self.redraw)
-        return self._decoded(x)
+        return self._decoded(x, decoder, others.reshape(-1, *self.where.shape))
 
-    def _decoded(self, x: Tensor) -> Tensor:
-        """Fields through exact observations."""
+    def _decoded(self, x: Tensor, n: Tensor, errors: Tensor) -> Tensor:
+        """Fields with a decoder's error, drawn from its noise ``n`` given the observations and their ``errors``."""
         m = self.model
-        if not bool(self.free.any()):
-            return m.fields(x)
         a, z = m.autoencoder, m.mean + m.scale * x
-        model = even_error(a, m.error.clamp(min=_LEAST_ERROR))
-        body, scale = a.network.decode(z), model.scale(z)
+        body, scale = a.network.decode(z), self.error.scale(z)
         carried = torch.zeros(len(x), len(a.spec.names), dtype=torch.float64, device=x.device)
 
         def normalised(n: Tensor) -> Tensor:
-            off = body + scale * model.draw(n)
+            off = body + scale * self.error.draw(n)
             u: Tensor = a.heads(a.normaliser.inverse(off if a.mask is None else off * a.mask), carried)
             return u / self.std
 
-        n, goal = torch.zeros(len(x), model.noise_size).to(x), (self.value / self.std).expand(len(x), *self.value.shape)
-        for _ in range(1 + _ROUNDS):  # where heads are not linear, step by step
-            n = interpolated(normalised, n, goal, self.free, torch.zeros_like(self.value))
+        goal, variance = self.value / self.std + self.r * errors, torch.where(self.where, self.r**2, 0.0)
+        n = interpolated(normalised, n, goal, self.where, variance)
+        for _ in range(_ROUNDS):  # where heads are not linear, exact observations are met step by step
             if float(torch.where(self.free, goal - normalised(n), 0.0).abs().max()) <= _FIT:
                 break
+            n = interpolated(normalised, n, goal, self.free, torch.zeros_like(variance))
         return self.exact(normalised(n) * self.std)
 
     def exact(self, u: Tensor) -> Tensor:
@@ -238,11 +245,13 @@ def _attributes(model: "StaticGenerator", earlier: str, what: str, seed: int) ->
     }
 
 
-def _check_options(samples: int, redraw: float, steps: int, iterations: int) -> None:
+def _check_options(samples: int, redraw: float, steps: int, iterations: int, seed: int) -> None:
     problems = []
     for name, value in (("samples", samples), ("steps", steps), ("iterations", iterations)):
         if value < 1:
             problems.append(Problem(name, f"{value}", "at least 1", "leave it out for the default"))
+    if seed < 0:
+        problems.append(Problem("seed", f"{seed}", "0 or more", "leave it out for the default"))
     if not 0 < redraw <= 1:
         problems.append(Problem("redraw", f"{redraw}", "a time in (0, 1]", "leave it out for the default"))
     if problems:

@@ -99,7 +99,8 @@ def design(
             deviations. None is no limit.
         method: projected "lbfgs", every step of which is better than the last, or "adam".
         iterations: at most, in every round.
-        step: of "lbfgs" the first step's root mean square, of "adam" the learning rate, in standard deviations.
+        step: of "lbfgs" the first step's root mean square, of "adam" the learning rate, in standard deviations; over
+            "parameters" in shares of their ranges.
         members: whose mean (or other risk) is optimised, with the noise that `forecast` gives them under ``seed``.
         mode: as in `forecast`; "mean" has no noise and takes one member, and leaves the prediction to another mode.
         init_time: the start, one time of ``ds``, or "last".
@@ -164,6 +165,7 @@ def design(
             verdict.achieved = other.worth(case.given, other.run(case.given))
             verdict.achieved_given, verdict.critic = critic.worth(case.given, critic.run(case.given)), other.name
         verdict.widening = factor
+        options["bounds"] = bounds
         doubts = suspicions(best, verdict, {}, members)
         out = assemble(moved, case.given, tuning.path, [], best, verdict, {}, options, doubts)
         return tuned(_warned(out, doubts), tuning)
@@ -253,7 +255,7 @@ def _check_options(
     if over == "parameters":
         problems += range_problems(bounds, model.spec)
         for where, value in (("constraints", constraints), ("radius", radius), ("repairs", repairs)):
-            if value:
+            if value is not None and value != 0:
                 problems.append(Problem(where, f"{value!r}", "none: the state is given", "leave it out"))
     if problems:
         raise SpecError(problems)

@@ -69,6 +69,8 @@ def design(options: Namespace) -> None:
     objective = _objective(options, variable)
     with warnings.catch_warnings():
         warnings.simplefilter("always", DesignWarning)
+        if options.vary and options.over != "initial_condition":
+            raise ValueError(f"--vary: found --over {options.over}, wanted one of the two")
         ranges = {name: (ends.start, ends.stop) for name, ends in options.vary}
         over: dict[str, Any] = {"over": "parameters", "bounds": ranges} if ranges else {"over": options.over}
         best = model.design(

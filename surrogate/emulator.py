@@ -308,7 +308,8 @@ class Emulator(nn.Module):
     def _under(self, laws: tuple[Equation, Equation], before: State, after: State) -> State:
         correction = self.part("correction")
         change = correction.effect(self.autoencoder, before.latent, *laws)
-        return self.push(before, correction(after.z[:, -1], change))
+        moved = correction(after.z[:, -1], change)  # not bounded a second time: no change of laws, no change
+        return State(torch.cat([after.z[:, :-1], moved[:, None]], dim=1), after.carried)
 
     def expect(self, state: State, phase: Tensor | None = None) -> Tensor:
         """m_φ(z₀): the latents that the residual operator expects one frame after ``state``."""

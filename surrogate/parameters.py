@@ -25,6 +25,7 @@ from .targets import label
 __all__ = ["ParameterSearch", "Ranges", "range_problems", "tuned"]
 
 _DIFFERENCE = 0.01  # of a range
+_INSIDE = 0.3141  # a share of a range that is no whole number
 _STILL = 1e-5  # of the first gradient's norm: a stationary point
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -42,6 +43,7 @@ class ParameterSearch:
 
     Attributes:
         path: all iterates so far.
+        rollouts: forecasts so far.
 
     Raises ValueError for a model that cannot be ``at`` other parameters.
     """
@@ -52,6 +54,7 @@ class ParameterSearch:
         ends = torch.tensor([tuple(map(float, ranges[n])) for n in self.names], dtype=torch.float64)
         self.low, self.width = ends[:, 0], ends[:, 1] - ends[:, 0]
         self.path: list[Iterate] = []
+        self.rollouts = 0
         emulator = case.model.emulator
         self._before = law(case.model.spec) if emulator.laws is None else emulator.laws[0]
         self._moving = self.at({})  # one copy of the networks for all forecasts
@@ -61,6 +64,8 @@ class ParameterSearch:
         case = copy(self.given)
         case.__dict__.pop("law", None)  # of the old ones
         case.model = case.model.at(**parameters)
+        case.job = copy(case.job)
+        case.job.model = case.model
         return case
 
     def parameters(self, x: Tensor) -> dict[str, float]:
@@ -73,6 +78,7 @@ class ParameterSearch:
         x, begin, first = ((given - self.low) / self.width).clamp(0, 1), time.process_time(), None
         with tqdm(total=iterations, disable=not progress, desc="design", unit="step") as bar:
             for k, iterate in enumerate(METHODS[method](self.evaluate, x, _within, _tangent, iterations, step)):
+                iterate.evaluations = self.rollouts  # those of the differences, too
                 iterate.about["seconds"] = time.process_time() - begin
                 self.path.append(iterate)
                 bar.update(k > 0)
@@ -106,6 +112,7 @@ class ParameterSearch:
     @torch.no_grad()
     def objective(self, x: Tensor) -> float:
         """Signed, of the forecast at these shares of the ranges."""
+        self.rollouts += 1
         case = self._moving
         case.model.emulator.obey(self._before, law(case.model.spec, self.parameters(x)))
         view, _ = case.roll(case.given, self.members, self.seed, case.mode, errors=False, checkpointed=False)
@@ -149,6 +156,14 @@ def range_problems(ranges: object, spec: FieldSpec) -> list[Problem]:
         if not good:
             fix = "bounds={'forcing': (0.5, 2.0)}"
             problems.append(Problem(where, f"{pair!r}", "two numbers, least < greatest", fix))
+            continue
+        for value in (low, high, low + _INSIDE * (high - low)):  # a whole number has no differences
+            try:
+                law(spec, {name: value})
+            except ValueError as reason:
+                wanted = "a range all of whose values the equation takes"
+                problems.append(Problem(where, str(reason), wanted, "narrow it"))
+                break
     return problems
 
 

@@ -77,12 +77,13 @@ def conjugate_residuals(
 ) -> Tensor:
     """Approximate solution of A x = b, ``(B, count)`` row by row, for any A; |A x − b| falls with every step.
 
-    It ends after ``steps``, or where that of every row has fallen to ``tolerance`` of |b|.
+    A row ends after ``steps``, or where that has fallen to ``tolerance`` of |b|, whatever the other rows do.
     """
     x, r = torch.zeros_like(b), b
     before: list[tuple[Tensor, Tensor]] = []
     for _ in range(steps):
-        if bool((r.norm(dim=1) <= tolerance * b.norm(dim=1)).all()):
+        going = r.norm(dim=1, keepdim=True) > tolerance * b.norm(dim=1, keepdim=True)
+        if not bool(going.any()):
             break
         z = r if precondition is None else precondition(r)
         q = A(z)
@@ -91,7 +92,7 @@ def conjugate_residuals(
             z, q = z - along * p, q - along * Ap
         size = q.norm(dim=1, keepdim=True).clamp(min=1e-20)
         z, q = z / size, q / size
-        along = (r * q).sum(dim=1, keepdim=True)
+        along = torch.where(going, (r * q).sum(dim=1, keepdim=True), 0.0)
         x, r = x + along * z, r - along * q
         before.append((z, q))
     return x

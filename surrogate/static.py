@@ -139,12 +139,13 @@ class StaticGenerator(nn.Module):
         _, length, axes = torch.linalg.svd(away, full_matrices=False)
         count = min(len(self.modes), len(length))
         self.modes.zero_()[:count] = length[:count, None] * axes[:count]
-        std = self.autoencoder.normaliser.std.reshape(-1, *(1,) * (u.ndim - 2))
+        normaliser = self.autoencoder.normaliser
+        std = normaliser.std.reshape(-1, *(1,) * (u.ndim - 2))
         square = torch.zeros_like(self.error)
         for x_part, u_part in zip(torch.split(x, _BATCH), torch.split(u, _BATCH), strict=True):
             off = (self.fields(x_part.reshape(-1, *self.latent_shape)) - u_part) / std
-            square += off.square().flatten(2).mean(dim=2).sum(dim=0)
-        self.error.copy_((square / len(u)).sqrt())
+            square += torch.where(normaliser.mask, off, 0.0).square().flatten(2).sum(dim=(0, 2))
+        self.error.copy_((square / (len(u) * normaliser.mask.flatten(1).sum(dim=1))).sqrt())
 
     def standardised(self, u: Tensor) -> Tensor:
         """Physical fields ``(B, C, *space)`` to x ``(B, c, *latent)``."""

@@ -648,6 +648,9 @@ def test_the_drag_that_made_a_flow_is_found(flow: tuple[Model, xr.Dataset]) -> N
     again = model.forecast(out, 2, 1, parameters=found, mode="mean", progress=False)
     assert float(abs(again["vorticity"]).max()) > 0
     assert out.attrs["title"].startswith("parameters designed")
+    assert json.loads(out.attrs["lapse_parameters"])["drag"] == found["drag"]
+    assert int(out["evaluations"][0]) == 3 and json.loads(out.attrs["lapse_design"])["bounds"] == {"drag": [0.05, 1.0]}
+    assert float(out["objective"][0]) == pytest.approx(float(out["predicted_objective_given"]), abs=1e-6)
 
 
 def test_a_solver_of_ones_own_is_told_the_parameters(flow: tuple[Model, xr.Dataset]) -> None:
@@ -682,6 +685,9 @@ def test_unfit_ranges_of_parameters(flow: tuple[Model, xr.Dataset], shift: Model
         assert part in told, told
     with pytest.raises(SpecError, match="bounds: found 'training'"):
         model.design(ds, target, 1, sense="maximise", over="parameters")
+    for bounds in ({"wavenumber": (2, 6)}, {"viscosity": (-0.01, 0.03)}):
+        with pytest.raises(SpecError, match="all of whose values the equation takes"):
+            model.design(ds, target, 1, sense="maximise", over="parameters", bounds=bounds)
     broken = lambda view: view.field("vorticity", 1).sub(99).log().mean()  # noqa: E731
     with pytest.raises(ValueError, match=r"found nan.*wanted a finite number"):
         model.design(ds, broken, 1, sense="maximise", over="parameters", bounds={"drag": (0.05, 1.0)}, progress=False)

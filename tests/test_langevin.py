@@ -22,7 +22,7 @@ def test_the_chain_samples_a_gaussian_posterior():
         off = float(a @ x) - y
         return 0.5 * off * off / r, off / r * a, None
 
-    ends = [last(potential, lambda g: torch.randn(3, generator=g).double(), 60, k) for k in range(800)]
+    ends = [last(potential, lambda g: torch.randn(3, generator=g).double(), 60, k) for k in range(500)]
     x = torch.stack([e.x for e in ends])
     variance = 1 / (1 + 9 / r)
     assert float(x[:, 0].mean()) == pytest.approx(variance * 3 * y / r, abs=0.05)
