@@ -167,6 +167,10 @@ def design(
         verdict.widening = factor
         options["bounds"] = bounds
         doubts = suspicions(best, verdict, {}, members)
+        if len(tuning.path) == 1:
+            doubts.append("no step from the start was better: the objective may not change with these parameters")
+        if sign * (verdict.designed.value - verdict.given.value) > 0:
+            doubts.append(f"the model's own parameters, outside the bounds, do better: {verdict.given.value:.4g}")
         out = assemble(moved, case.given, tuning.path, [], best, verdict, {}, options, doubts)
         return tuned(_warned(out, doubts), tuning)
     held = conserved(model) if constraints is None else constraints

@@ -672,6 +672,16 @@ def test_a_solver_of_ones_own_is_told_the_parameters(flow: tuple[Model, xr.Datas
     assert float(out["achieved"]) > float(out["achieved_given"])
 
 
+def test_parameters_that_change_nothing_are_told(flow: tuple[Model, xr.Dataset]) -> None:
+    model, ds = flow
+    still = lambda view: view.initial("vorticity").mean() + 0 * view.field("vorticity", 1).mean()  # noqa: E731
+    with pytest.warns(DesignWarning, match="may not change with these parameters"):
+        model.design(
+            ds, still, 1, sense="maximise", over="parameters", bounds={"drag": (0.05, 1.0)}, mode="mean", predicted=19,
+            compare=(), progress=False,
+        )  # fmt: skip
+
+
 def test_unfit_ranges_of_parameters(flow: tuple[Model, xr.Dataset], shift: Model) -> None:
     model, ds = flow
     target = objectives.region_mean("vorticity", lead=1)
