@@ -42,7 +42,7 @@ from .window import Draws, Observed, Window
 if TYPE_CHECKING:
     from .model import Model
 
-__all__ = ["AugmentWarning", "augment", "known_climate"]
+__all__ = ["AugmentWarning", "augment", "generated", "judge", "known_climate"]
 
 BLOCK = 128
 """Samples updated together."""
@@ -198,19 +198,19 @@ def _assembled(model: "Model", data: Observations, smoother: _Smoother, samples:
     out.attrs |= {
         "title": f"{what}, by {model.name}", "lapse_mode": smoother.mode, "lapse_input_fingerprint": _fingerprint(data)
     }  # fmt: skip
-    _judge(innovation, int((~alive).sum()), samples)
+    if gone := int((~alive).sum()):
+        warnings.warn(f"{gone} of {samples} members are not finite: NaN, and flagged in `valid`", stacklevel=4)
+    judge(float(innovation.nanmean()), stacklevel=5)
     return out
 
 
-def _judge(innovation: Tensor, gone: int, samples: int) -> None:
-    if gone:
-        warnings.warn(f"{gone} of {samples} members are not finite: NaN, and flagged in `valid`", stacklevel=5)
-    mean = float(innovation.nanmean())
-    if not mean <= _FAR:
+def judge(innovation: float, stacklevel: int) -> None:
+    """Warn where the mean innovation statistic says that observations and model do not go together."""
+    if not innovation <= _FAR:
         warnings.warn(
-            f"observations and model disagree: found squared misfits of {mean:.3g} times the variance that climate, "
-            "model and errors promise, wanted about 1. Usual fix: larger errors, a climate like the data, or a look at "
-            "units and positions of the observations", AugmentWarning, stacklevel=5,
+            f"observations and model disagree: found squared misfits of {innovation:.3g} times the variance that "
+            "climate, model and errors promise, wanted about 1. Usual fix: larger errors, a climate like the data, or "
+            "a look at units and positions of the observations", AugmentWarning, stacklevel=stacklevel,
         )  # fmt: skip
 
 

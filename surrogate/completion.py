@@ -14,7 +14,6 @@ What a law says may be held on the finished fields.
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,8 @@ from .. import __version__
 from ..autoencoder.error import even_error
 from ..datasets.fields import to_dataset
 from ..datasets.problem import Problem, SpecError
-from .augment import AugmentWarning, generated
-from .interpolation import interpolated
+from .augment import generated, judge
+from .interpolation import through
 from .noise import draw, sample_generator
 from .observations import Errors, Observations, observations
 from .posterior import Posterior
@@ -47,8 +46,6 @@ REDRAW = 0.7
 """Time up to which noise is added to the Gaussian's draws."""
 STEPS = 8
 """Of the sampler, from there to the data."""
-_FAR = 2.0  # of the innovation statistic, whose expectation is 1
-_FIT, _ROUNDS = 1e-4, 3  # how close interpolations come, in standard deviations, and how many more of them
 _LEAST_ERROR = 1e-3  # standard deviations: observations that were free of any would leave nothing to invert
 
 
@@ -113,14 +110,9 @@ def augment(
     spec = model.autoencoder.spec
     out = to_dataset(torch.cat(fields)[:, None], spec, ("member", "time"), coords)
     about = {"long_name": "squared misfit before the update over its promised variance", "units": "1"}
-    innovation = completion.innovation
-    if not innovation <= _FAR:
-        warnings.warn(
-            f"observations and model disagree: found squared misfits of {innovation:.3g} times the variance that model "
-            "and errors promise, wanted about 1. Usual fix: larger errors, a model of fields like these, or a look at "
-            "units and positions of the observations", AugmentWarning, stacklevel=3,
-        )  # fmt: skip
-    return out.assign(innovation=((), innovation, about)).assign_attrs(_attributes(model, data.history, what, seed))
+    judge(completion.innovation, stacklevel=4)
+    out = out.assign(innovation=((), completion.innovation, about))
+    return out.assign_attrs(_attributes(model, data.history, what, seed))
 
 
 class _Completion:
@@ -205,11 +197,7 @@ class _Completion:
             return u / self.std
 
         goal, variance = self.value / self.std + self.r * errors, torch.where(self.where, self.r**2, 0.0)
-        n = interpolated(normalised, n, goal, self.where, variance)
-        for _ in range(_ROUNDS):  # where heads are not linear, exact observations are met step by step
-            if float(torch.where(self.free, goal - normalised(n), 0.0).abs().max()) <= _FIT:
-                break
-            n = interpolated(normalised, n, goal, self.free, torch.zeros_like(variance))
+        n = through(normalised, n, goal, self.where, self.free, variance)
         return self.exact(normalised(n) * self.std)
 
     def exact(self, u: Tensor) -> Tensor:

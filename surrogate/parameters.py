@@ -55,8 +55,6 @@ class ParameterSearch:
         self.low, self.width = ends[:, 0], ends[:, 1] - ends[:, 0]
         self.path: list[Iterate] = []
         self.rollouts = 0
-        emulator = case.model.emulator
-        self._before = law(case.model.spec) if emulator.laws is None else emulator.laws[0]
         self._moving = self.at({})  # one copy of the networks for all forecasts
 
     def at(self, parameters: Mapping[str, float]) -> Case:
@@ -114,7 +112,9 @@ class ParameterSearch:
         """Signed, of the forecast at these shares of the ranges."""
         self.rollouts += 1
         case = self._moving
-        case.model.emulator.obey(self._before, law(case.model.spec, self.parameters(x)))
+        emulator = case.model.emulator
+        assert emulator.laws is not None  # it is a model `at` some parameters
+        emulator.obey(emulator.laws[0], law(case.model.spec, self.parameters(x)))
         view, _ = case.roll(case.given, self.members, self.seed, case.mode, errors=False, checkpointed=False)
         return self.sign * float(case.value(view))
 

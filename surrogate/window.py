@@ -34,7 +34,7 @@ from torch import Tensor
 from ..autoencoder.error import even_error
 from .climate import Climate
 from .emulator import Emulator, Mode, State
-from .interpolation import interpolated
+from .interpolation import through
 from .localisation import Distances, Gain, chord, significant, taper
 
 __all__ = ["Draws", "Members", "Observed", "Window"]
@@ -42,7 +42,6 @@ __all__ = ["Draws", "Members", "Observed", "Window"]
 _RADII = (1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, float("inf"))  # of the taper, in cells
 _CHUNK = 1024  # observations taken in at once
 _LEAST_ERROR = 1e-3  # standard deviations: observations that were free of any would leave nothing to invert
-_FIT, _ROUNDS = 1e-4, 3  # how close interpolations come, in standard deviations, and how many more of them
 _BATCH = 32  # members advanced together
 
 
@@ -262,11 +261,7 @@ class Window:
                 exact = where & (observed.error[k] == 0)
                 r = observed.error[k] / self.std
                 goal, variance = observed.value[k] / self.std + r * draws.error[:, k], torch.where(where, r**2, 0.0)
-                n = interpolated(normalised, n, goal, where, variance)
-                for _ in range(_ROUNDS):  # where heads are not linear, exact observations are met step by step
-                    if float(torch.where(exact, goal - normalised(n), 0.0).abs().max()) <= _FIT:
-                        break
-                    n = interpolated(normalised, n, goal, exact, torch.zeros_like(variance))
+                n = through(normalised, n, goal, where, exact, variance)
                 yield torch.where(exact, observed.value[k], normalised(n) * self.std)
             else:
                 yield normalised(n) * self.std
