@@ -10,7 +10,7 @@ A residual block starts as the identity, since its last convolution starts at ze
 arXiv:2002.10444); a network built from them starts near the linear map around it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -20,13 +20,21 @@ from torch import Tensor, nn
 __all__ = [
     "ChannelNorm",
     "Conv",
+    "Linear",
     "Modulation",
     "ResidualBlock",
+    "SiLU",
+    "alike",
     "dct_patch_basis",
     "depth_to_space",
     "pad_axes",
     "space_to_depth",
 ]
+
+# A last bit that depends on what else is computed makes a member of a forecast depend on those beside it, which chaos
+# amplifies.
+_ROWS = 16  # of which a matrix product gives each the same, whatever the others are
+_LANES = 32  # elements that a processor's vector loop takes at once, at most; a rest goes through other formulas
 
 
 def pad_axes(x: Tensor, width: int, periodic: Sequence[bool]) -> Tensor:
@@ -60,6 +68,21 @@ def depth_to_space(x: Tensor, factor: Sequence[int]) -> Tensor:
     x = x.reshape(batch, -1, *factor, *space)
     order = [0, 1, *(axis for i in range(n) for axis in (2 + n + i, 2 + i))]
     return x.permute(order).reshape(batch, x.shape[1], *(s * f for s, f in zip(space, factor, strict=True)))
+
+
+def alike(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, element by element, with the same bits for an element wherever in ``x`` it stands."""
+    rest = -x.numel() % _LANES
+    if not rest:
+        return function(x)
+    return function(F.pad(x.flatten(), (0, rest)))[: x.numel()].view(x.shape)
+
+
+class SiLU(nn.Module):
+    """x / (1 + exp(−x)), `alike`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return alike(F.silu, x)
 
 
 class Conv(nn.Module):
@@ -96,6 +119,17 @@ class Conv(nn.Module):
         return out
 
 
+class Linear(nn.Linear):
+    """`torch.nn.Linear` whose rows do not depend on how many there are.
+
+    Matrix libraries choose their order of summation by the number of rows, up to a dozen; so they are filled up.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = len(x)
+        return super().forward(F.pad(x, (0, 0, 0, -rows % _ROWS)))[:rows]
+
+
 class ChannelNorm(nn.Module):
     """RMS normalisation over channels, cell by cell (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
@@ -115,7 +149,7 @@ class Modulation(nn.Module):
 
     def __init__(self, condition: int, channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(condition, 2 * channels)
+        self.linear = Linear(condition, 2 * channels)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -141,7 +175,7 @@ class ResidualBlock(nn.Module):
             if c is None:
                 raise ValueError("this block was built with a condition, but none was given")
             h = self.modulation(h, c)
-        change: Tensor = self.conv2(F.silu(h))
+        change: Tensor = self.conv2(alike(F.silu, h))
         return x + change
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Conv
+from .blocks import Conv, alike
 from .model import Autoencoder
 
 __all__ = ["DecoderError", "even_error"]
@@ -73,7 +73,7 @@ class DecoderError(nn.Module):
     def scale(self, z: Tensor) -> Tensor:
         """σ(s(z)) in (0, 1), ``(B, C, *space)``: standard deviation of the error in every cell, normalised units."""
         s = F.interpolate(self.amplitude(z), size=self.space, mode=self._mode, align_corners=False)
-        return torch.sigmoid(s)
+        return alike(torch.sigmoid, s)
 
     def draw(self, noise: Tensor) -> Tensor:
         """ε ``(B, C, *space)``, of unit variance in every cell, from standard normal ``noise (B, noise_size)``."""

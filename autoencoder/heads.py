@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..datasets.spec import FieldSpec
 from ..physics.constraints import solenoidal, weighted_mean, with_mass, with_mean
+from .blocks import alike
 
 __all__ = ["HEADS", "Heads", "solenoidal", "suggest_heads"]
 
@@ -85,7 +86,7 @@ class Heads(nn.Module):
             elif "positive" in self.names:
                 # far below zero softplus itself rounds to nought, which is no longer positive
                 tiny = torch.finfo(u.dtype).tiny
-                fields[i] = (self.bends[i] * F.softplus(fields[i] / self.bends[i])).clamp_min(tiny)
+                fields[i] = (self.bends[i] * alike(F.softplus, fields[i] / self.bends[i])).clamp_min(tiny)
         for i in self.shifted:
             fields[i] = with_mean(fields[i], carried[:, i], self.weights[i])
         return torch.stack(fields, dim=1)

@@ -11,8 +11,8 @@ A law in which nothing moves (`Equation.static`, such as Darcy flow) gives sampl
 
 Trajectory k depends on (seed, k) and on nothing else: its generator is seeded from numpy's
 ``SeedSequence([seed, k])``, and trajectories that share a batch do not share anything but the machine's time.
-The bits are those of the processor and its libraries; another machine agrees to round-off, which chaos then
-amplifies.
+The bits are those of the processor and its libraries, which may take another path for a batch of one; another
+machine or batch agrees to round-off, which chaos then amplifies.
 
 Stores have dimensions (trajectory, time, *space), one shard for ``shard`` trajectories and chunks of several
 frames, the parameters as JSON in their attributes, and all that `ShardedWriter` promises: a killed run is

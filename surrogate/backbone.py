@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autoencoder.blocks import Conv, ResidualBlock
+from ..autoencoder.blocks import Conv, Linear, ResidualBlock, SiLU
 
 __all__ = ["Backbone", "fourier_features"]
 
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         self.embed = None
         embedded = 2 * width if condition else 0
         if condition:
-            layers = [nn.Linear(condition, embedded), nn.SiLU(), nn.Linear(embedded, embedded), nn.SiLU()]
+            layers = [Linear(condition, embedded), SiLU(), Linear(embedded, embedded), SiLU()]
             self.embed = nn.Sequential(*layers)
         self.stem = Conv(in_channels + position, width, periodic)
         self.blocks = nn.ModuleList(ResidualBlock(width, periodic, embedded) for _ in range(depth))

@@ -38,8 +38,8 @@ __all__ = ["SMALLEST_BATCH", "Job"]
 _BLOCK_BYTES = 128 * 2**20  # of one block's fields in memory
 _BLOCK = 64  # members, at most
 _AT_ONCE = 16  # of which on a processor: the activations of more leave its cache, and each costs a quarter more
-# Matrix libraries take another path for three rows or fewer and round otherwise, which chaos amplifies: smaller blocks
-# of random members are filled up, so that a member is the same, bit by bit, in a block of any size.
+# Convolutions of a single row, and on some processors of two or three, round otherwise, which chaos amplifies: smaller
+# blocks of random members are filled up, so that a member is the same, bit by bit, in a block of any size.
 SMALLEST_BATCH = 4
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,11 @@ import torch.nn.functional as F
 from lapse.autoencoder.blocks import (
     ChannelNorm,
     Conv,
+    Linear,
     Modulation,
     ResidualBlock,
+    SiLU,
+    alike,
     dct_patch_basis,
     depth_to_space,
     pad_axes,
@@ -80,6 +85,27 @@ def test_convolutions_refuse_what_they_cannot_do() -> None:
         Conv(1, 1, (True,), kernel=2)
     with pytest.raises(ValueError, match="1 or 2 dimensions"):
         Conv(1, 1, (True, True, True))
+
+
+@pytest.mark.parametrize("features", [20, 128, 256])
+def test_rows_do_not_depend_on_how_many_there_are(features: int) -> None:
+    layer, x = Linear(features, 64), torch.randn(40, features)
+    with torch.no_grad():
+        whole = layer(x)
+        torch.testing.assert_close(whole, x @ layer.weight.T + layer.bias)
+        for first, last in ((0, 1), (3, 5), (7, 12), (20, 37)):
+            assert torch.equal(layer(x[first:last]), whole[first:last]), (first, last)
+
+
+@pytest.mark.parametrize("function", [F.silu, torch.sigmoid, F.softplus])
+def test_elements_do_not_depend_on_their_place(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """The last few of a tensor are those that a vector loop leaves over."""
+    x = 3 * torch.randn(1000)
+    whole = alike(function, x)
+    torch.testing.assert_close(whole, function(x))
+    for first, last in ((0, 1), (1, 32), (5, 68), (900, 999)):
+        assert torch.equal(alike(function, x[first:last].reshape(-1, 1))[:, 0], whole[first:last]), (first, last)
+    assert torch.equal(SiLU()(x[:5]), alike(F.silu, x)[:5])
 
 
 @pytest.mark.parametrize("condition", [0, 5])

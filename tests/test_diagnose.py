@@ -131,7 +131,11 @@ def test_stretches_do_not_show(ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.setattr(stretches, "BLOCK_BYTES", 8 * N * N * frames)
             parts = diagnose(ds, form=form)
             assert max(lengths) <= frames + 2 * halo
-            xr.testing.assert_allclose(whole.drop_attrs(), parts.drop_attrs(), rtol=1e-9, atol=1e-12)
+            # The field is stored in single precision, and round-off of the transforms may tip its last bit.
+            fields = whole.residual_vorticity, parts.residual_vorticity
+            xr.testing.assert_allclose(*fields, rtol=1e-6, atol=1e-6 * float(abs(fields[0]).max()))
+            rest = (d.drop_attrs().drop_vars("residual_vorticity") for d in (whole, parts))
+            xr.testing.assert_allclose(*rest, rtol=1e-9, atol=1e-12)
         monkeypatch.undo()
         monkeypatch.setattr(States, "read", counted)
 

@@ -1,12 +1,14 @@
 """Rollouts: they are differentiable, draw what they say, and leave members alone."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 
 import lapse
 from lapse.physics.equation import equation
+from lapse.physics.grid import Axis, Grid
 from lapse.physics.spectrum import band_power
 from lapse.surrogate.emulator import Emulator, State
 from lapse.surrogate.model import Model
@@ -56,6 +58,21 @@ def test_members_do_not_see_each_other(tiny_model: Model, mode: str) -> None:
     for a, b in zip(together, apart, strict=True):
         assert torch.equal(a[4:], b)
     assert together[-1].std(dim=0).min() > 0
+
+
+@pytest.mark.parametrize("mode", ["fast", "quality"])
+def test_members_do_not_see_each_other_on_an_odd_grid(make_model: Callable[..., Model], mode: str) -> None:
+    """Neither the numbers of a field nor those of a batch fill the processor's vectors."""
+    axes = Axis("y", tuple(range(11)), "m"), Axis("x", tuple(range(13)), "m", periodic=True)
+    emulator = make_model(grid=Grid(axes), equation=None).emulator
+    u = torch.randn(1, 2, 1, 11, 13)
+    with torch.no_grad():
+        state = emulator.encode(u)
+        together = [f for _, f in rollout(emulator, repeat_state(state, 13), 2, mode, generators(13))]
+        for first, count in ((0, 5), (6, 7), (9, 4)):
+            few = [f for _, f in rollout(emulator, repeat_state(state, count), 2, mode, generators(count, first=first))]
+            for a, b in zip(together, few, strict=True):
+                assert torch.equal(a[first : first + count], b), (first, count)
 
 
 def test_the_mean_draws_nothing(tiny_model: Model) -> None:

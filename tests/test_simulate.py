@@ -87,11 +87,14 @@ def test_the_store_says_what_it_is(reference: xr.Dataset, tmp_path: Path) -> Non
 
 
 def test_a_trajectory_depends_on_seed_and_number_only(reference: xr.Dataset, tmp_path: Path) -> None:
-    """Alone, in a batch, in other shards, with more of them: the same, bit for bit on one processor."""
-    together = make(tmp_path / "b.zarr", batch=3, shard=2)
-    np.testing.assert_array_equal(together.vorticity, reference.vorticity)
-    more = make(tmp_path / "c.zarr", 4, batch=2)
+    """In other shards, with more of them: the same, bit for bit; in another batch to round-off, since a Fourier
+    transform of one field may sum in another order than that of two."""
+    more = make(tmp_path / "a.zarr", 4, shard=3)
     np.testing.assert_array_equal(more.vorticity[:3], reference.vorticity)
+    together = make(tmp_path / "b.zarr", batch=3, shard=2)
+    np.testing.assert_allclose(together.vorticity, reference.vorticity, rtol=0, atol=2e-5)
+    more = make(tmp_path / "c.zarr", 4, batch=2)
+    np.testing.assert_allclose(more.vorticity[:3], reference.vorticity, rtol=0, atol=2e-5)
     other = make(tmp_path / "d.zarr", 1, seed=4)
     assert np.abs(other.vorticity[0] - reference.vorticity[0]).max() > 0.1
     v = reference.vorticity.values
