@@ -35,6 +35,7 @@ from .feasible import Feasible
 from .manifold import Manifold
 from .parameters import ParameterSearch, Ranges, range_problems, tuned
 from .search import Round, Search
+from .stopping import CertifiedShare
 from .targets import Objective
 from .trust import widening
 
@@ -77,6 +78,7 @@ def design(
     verify: Literal["solver"] | Solver | None = None,
     repairs: int = 0,
     verified: Sequence[xr.Dataset] = (),
+    certify: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """The initial condition near a given one whose forecast has the largest or smallest objective.
@@ -122,6 +124,9 @@ def design(
             it is.
         verified: earlier designs of this kind, nine or more, that the solver verified: the interval becomes as much
             wider as theirs fell short (`lapse.surrogate.trust`).
+        certify: end the search before the first state whose forecast the model's certificate does not hold for
+            (`lapse.surrogate.stopping`); not with ``repairs`` and not over "parameters". A step then costs a run of the
+            solver over all frames of all members more.
 
     Returns:
         Dataset that `forecast` takes as it is: the designed variables over ``(time, *space)``, and the given ones as
@@ -131,9 +136,10 @@ def design(
         (members averaged, or as the risk says), and both by ``mode``; the ``distance`` to known states with its
         ``distance_limit``; with ``verify`` what the solver ``achieved``, and from the given state ``achieved_given``;
         with ``repairs`` also over ``run``, the first from the search's start and one for every round,
-        ``achieved_by_run``, ``seconds_by_run`` and ``kept_by_run``. Predictions are always those of the surrogate as it
-        is. Over "parameters" the fields are as given, and ``parameters`` holds what was found, beside
-        ``parameters_given`` and ``parameters_by_iteration``.
+        ``achieved_by_run``, ``seconds_by_run`` and ``kept_by_run``; with ``certify`` over ``iteration`` the share of
+        ``certified`` frames, the last one below its attribute ``limit`` if that ended the search. Predictions are
+        always those of the surrogate as it is. Over "parameters" the fields are as given, and ``parameters`` holds what
+        was found, beside ``parameters_given`` and ``parameters_by_iteration``.
 
     Raises SpecError for unfit input and for an objective that does not fit the forecast, `Infeasible` where bounds and
     constraints leave nothing, ValueError for an objective that is not finite or has no gradient. Warns (DesignWarning)
@@ -145,7 +151,7 @@ def design(
     factor = widening(verified) if verified else 1.0
     _check_options(
         model, sense, over, method, steps, iterations, step, members, predicted, prior, repairs, verify,
-        (mode, *compared), bounds, constraints, radius,
+        (mode, *compared), bounds, constraints, radius, certify,
     )  # fmt: skip
     case = Case(model, ds, objective, steps, init_time, mode, seed)
     critic = None if verify is None else Critic(case, verify)
@@ -179,7 +185,8 @@ def design(
         model.emulator, *references(model, ds if reference is None else reference, _REFERENCES, case.given)
     )
     control = CONTROLS[over](model.emulator, feasible, manifold, case.given, case.context)
-    search = Search(case, control, manifold, sign, members, seed, prior, checkpoint)
+    certified = CertifiedShare(case, members, seed) if certify else None
+    search = Search(case, control, manifold, sign, members, seed, prior, checkpoint, certified)
     rounds: list[Round] = []
     if critic is None or repairs == 0:
         best = search.descend(method, iterations, step, progress)
@@ -197,6 +204,7 @@ def design(
         verdict.achieved_given = rounds[0].achieved if begun else critic.worth(case.given, critic.run(case.given))
     doubts = suspicions(best, verdict, manifold.limits, members, sense if rounds else None)
     options |= {"constraints": list(held), "radius": radius, "prior": prior, "repairs": repairs}
+    options |= {} if certified is None else {"certified_limit": certified.limit}
     return _warned(assemble(case, u, search.path, rounds, best, verdict, manifold.limits, options, doubts), doubts)
 
 
@@ -227,7 +235,7 @@ def _judge(
 def _check_options(
     model: "Model", sense: str, over: str, method: str, steps: int, iterations: int, step: float, members: int,
     predicted: int, prior: float, repairs: int, verify: object, modes: Sequence[str], bounds: Bounds,
-    constraints: object, radius: float | None,
+    constraints: object, radius: float | None, certify: bool,
 ) -> None:  # fmt: skip
     """Raise SpecError with every option that cannot be."""
     problems = []
@@ -256,6 +264,9 @@ def _check_options(
     if repairs > 0 and verify is None:
         fix = 'verify="solver", or a function that runs your solver'
         problems.append(Problem("repairs", f"{repairs} and verify=None", "a solver to repair by", fix))
+    if certify and (repairs > 0 or over == "parameters"):
+        found = "certify beside repairs" if repairs > 0 else "certify over parameters"
+        problems.append(Problem("certify", found, "a search on the model as it is", "leave one of them out"))
     if over == "parameters":
         problems += range_problems(bounds, model.spec)
         for where, value in (("constraints", constraints), ("radius", radius), ("repairs", repairs)):

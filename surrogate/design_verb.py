@@ -49,6 +49,7 @@ def add_options(verb: ArgumentParser) -> None:
         "--repairs", type=int, default=0, metavar="N",
         help="rounds of the search, each on a model repaired by the solver's last run (default 0: one, unrepaired)",
     )  # fmt: skip
+    verb.add_argument("--certify", action="store_true", help="end the search where the certificate does not hold")
     verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
 
@@ -78,7 +79,7 @@ def design(options: Namespace) -> None:
             sense="maximise" if options.maximise else "minimise", radius=options.radius, iterations=options.iterations,
             members=options.members, mode=options.mode, compare=options.compare, seed=options.seed,
             init_time=options.init_time, verify="solver" if options.verify or options.repairs else None,
-            repairs=options.repairs, progress=not options.quiet,
+            repairs=options.repairs, certify=options.certify, progress=not options.quiet,
         )  # fmt: skip
     write_netcdf(best, out)
     units = best["predicted"].attrs.get("units", "")

@@ -120,6 +120,9 @@ def assemble(
         "predicted_by_mode": ("mode", [p.value for p in v.by_mode.values()], about),
         "interval_by_mode": (("mode", "bound"), [p.interval for p in v.by_mode.values()], about),
     }  # fmt: skip
+    if "certified_limit" in options:
+        told = {"long_name": "share of certified frames", "units": "1", "limit": options["certified_limit"]}
+        data["certified"] = ("iteration", history("certified"), told)
     if names:
         distances = [[first[k], best.about["distances"][k]] for k in names]
         data["distance"] = (("measure", "state"), distances, {"units": "1"})

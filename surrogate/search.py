@@ -29,6 +29,7 @@ from .descent import LARGEST, METHODS, Evaluation, Iterate, Memory
 from .emulator import State
 from .manifold import Manifold
 from .repair import Repair
+from .stopping import CertifiedShare
 from .targets import label
 
 __all__ = ["Round", "Search"]
@@ -58,6 +59,7 @@ class Search:
         members, seed: of the forecast whose objective it is.
         prior: weight of the penalty.
         checkpointed: keep only latents of a rollout.
+        certified: ends a descent before the first step from which fewer frames are certified than its limit.
 
     Attributes:
         repair: what the surrogate's forecasts are repaired by.
@@ -66,8 +68,9 @@ class Search:
 
     def __init__(
         self, case: Case, control: Control, manifold: Manifold, sign: int, members: int, seed: int, prior: float,
-        checkpointed: bool,
+        checkpointed: bool, certified: CertifiedShare | None = None,
     ) -> None:  # fmt: skip
+        self.certified = certified
         self.case, self.control, self.manifold = case, control, manifold
         self.sign, self.members, self.seed, self.prior, self.checkpointed = sign, members, seed, prior, checkpointed
         self.scale: float | None = None
@@ -202,6 +205,10 @@ class Search:
             self.path.append(iterate)
             bar.update(k > 0)
             bar.set_postfix(objective=iterate.about["objective"], refresh=False)
+            if self.certified is not None:
+                share = iterate.about["certified"] = self.certified(self._fields(iterate.x))
+                if k and share < self.certified.limit:
+                    return
             yield iterate
             norm = float(iterate.gradient.norm())
             first = norm if first is None else first
