@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .model import Model
     from .targets import Target
 
 __all__ = ["add_options", "design"]
@@ -37,8 +38,8 @@ def add_options(verb: ArgumentParser) -> None:
     )  # fmt: skip
     verb.add_argument("--hold", metavar="NAME", nargs="+", help="mean, mass, divergence_free, energy, …")
     verb.add_argument("--radius", type=float, metavar="R", help="largest departure, rms in standard deviations")
-    verb.add_argument("--iterations", type=int, default=30, metavar="N", help="at most (default 30)")
-    verb.add_argument("--members", type=int, default=8, metavar="N", help="optimised together (default 8)")
+    verb.add_argument("--iterations", type=int, metavar="N", help="at most (default 30; of --samples 60)")
+    verb.add_argument("--members", type=int, metavar="N", help="optimised together (default 8; of --samples 4)")
     verb.add_argument(
         "--mode", choices=("fast", "quality", "mean"), help="of the forecast (default: the model's first)"
     )
@@ -49,6 +50,11 @@ def add_options(verb: ArgumentParser) -> None:
         "--repairs", type=int, default=0, metavar="N",
         help="rounds of the search, each on a model repaired by the solver's last run (default 0: one, unrepaired)",
     )  # fmt: skip
+    verb.add_argument(
+        "--samples", type=int, metavar="N",
+        help="draw so many good initial conditions of the model's climate instead of one optimum near the given state",
+    )  # fmt: skip
+    verb.add_argument("--temperature", type=float, metavar="T", help="of --samples, in the objective's units")
     verb.add_argument("--certify", action="store_true", help="end the search where the certificate does not hold")
     verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
@@ -68,6 +74,16 @@ def design(options: Namespace) -> None:
     if variable is None:
         raise ValueError(f"--variable: found none, wanted one of {', '.join(model.spec.names)}")
     objective = _objective(options, variable)
+    common: dict[str, Any] = {
+        "sense": "maximise" if options.maximise else "minimise", "mode": options.mode, "seed": options.seed,
+        "init_time": options.init_time, "verify": "solver" if options.verify or options.repairs else None,
+        "progress": not options.quiet,
+        **{k: v for k in ("iterations", "members") if (v := getattr(options, k)) is not None},
+    }  # fmt: skip
+    if options.samples is not None:
+        return _sampled(model, objective, options, common, out)
+    if options.temperature is not None:
+        raise ValueError("--temperature: found it without --samples, wanted both or neither")
     with warnings.catch_warnings():
         warnings.simplefilter("always", DesignWarning)
         if options.vary and options.over != "initial_condition":
@@ -75,12 +91,9 @@ def design(options: Namespace) -> None:
         ranges = {name: (ends.start, ends.stop) for name, ends in options.vary}
         over: dict[str, Any] = {"over": "parameters", "bounds": ranges} if ranges else {"over": options.over}
         best = model.design(
-            _opened(options.data, options), objective, options.lead, **over, constraints=options.hold,
-            sense="maximise" if options.maximise else "minimise", radius=options.radius, iterations=options.iterations,
-            members=options.members, mode=options.mode, compare=options.compare, seed=options.seed,
-            init_time=options.init_time, verify="solver" if options.verify or options.repairs else None,
-            repairs=options.repairs, certify=options.certify, progress=not options.quiet,
-        )  # fmt: skip
+            _opened(options.data, options), objective, options.lead, **over, **common, constraints=options.hold,
+            radius=options.radius, compare=options.compare, repairs=options.repairs, certify=options.certify,
+        )
     write_netcdf(best, out)
     units = best["predicted"].attrs.get("units", "")
     low, high = best["interval"].values
@@ -93,6 +106,29 @@ def design(options: Namespace) -> None:
         print(f"{name:<9} {float(best['parameters'].sel(parameter=name)):.4g}")
     what = "parameters" if options.vary else "initial condition"
     print(f"{out}: the designed {what}, and how it was found")
+
+
+def _sampled(model: "Model", objective: "Target", options: Namespace, common: dict[str, Any], out: Path) -> None:
+    """Many designs instead of one."""
+    from .verbs import _opened, write_netcdf
+
+    given = {"--over": options.over != "initial_condition", "--vary": options.vary, "--hold": options.hold,
+             "--radius": options.radius is not None, "--compare": options.compare is not None,
+             "--repairs": options.repairs, "--certify": options.certify}  # fmt: skip
+    if beside := [name for name, used in given.items() if used]:
+        raise ValueError(f"--samples: found {', '.join(beside)} beside it, wanted neither: samples are of the climate")
+    many = model.designs(
+        _opened(options.data, options), objective, options.lead, samples=options.samples,
+        temperature=options.temperature, **common,
+    )  # fmt: skip
+    write_netcdf(many, out)
+    print(f"{objective.label}, {many['objective'].attrs.get('units', '')}")
+    usual = many["objective_by_iteration"].isel(iteration=0)
+    for name, values in {"climate": usual, "designs": many["objective"], "solver": many.get("achieved")}.items():
+        if values is not None:
+            low, high = float(values.min()), float(values.max())
+            print(f"{name:<9} {float(values.mean()):.4g}  (from {low:.4g} to {high:.4g})")
+    print(f"{out}: {options.samples} initial conditions, an ensemble that forecast takes as it is")
 
 
 def _objective(options: Namespace, variable: str) -> "Target":

@@ -802,6 +802,9 @@ def test_the_verb_is_the_method(tiny: Model, folder, capsys: pytest.CaptureFixtu
         ("--minimise largest --lead 2 --region x=3 --out best.nc", 2, "wanted NAME=A:B"),
         ("--lead 2 --out best.nc", 2, "--maximise --minimise is required"),
         ("--maximise largest --minimise largest --lead 2 --out best.nc", 2, "not allowed with"),
+        ("--maximise largest --lead 2 --samples 2 --radius 1 --certify --out a.nc", 1, "found --radius, --certify"),
+        ("--maximise largest --lead 2 --temperature 1 --out a.nc", 1, "--temperature: found it without --samples"),
+        ("--maximise largest --lead 2 --certify --out a.nc", 1, "has no certificate of mode 'fast'"),
     ],
 )
 def test_what_the_verb_refuses(folder, capsys: pytest.CaptureFixture[str], words: str, status: int, told: str) -> None:
@@ -821,6 +824,24 @@ def test_the_verb_varies_parameters(flow: tuple[Model, xr.Dataset], tmp_path, ca
     told = capsys.readouterr().out
     best = xr.open_dataset(tmp_path / "best.nc")
     assert f"forcing   {float(best['parameters'][0]):.4g}" in told and "the designed parameters" in told
+
+
+def test_the_verb_samples_many_designs(flow: tuple[Model, xr.Dataset], tmp_path, capsys) -> None:
+    model, ds = flow
+    ds.to_netcdf(tmp_path / "flow.nc")
+    words = "--maximise region_mean --lead 1 --region x=1:2 --mode mean --iterations 2 --samples 2 --temperature 0.5"
+    cli.main(["design", "kolmogorov64", str(tmp_path / "flow.nc"), *words.split(), "--out", str(tmp_path / "many.nc"),
+              "--verify", "--seed", "3", "--quiet"])  # fmt: skip
+    told = capsys.readouterr().out
+    box = objectives.region_mean("vorticity", lead=1, x=slice(1, 2))
+    wanted = model.designs(
+        ds, box, 1, sense="maximise", samples=2, iterations=2, temperature=0.5, seed=3, mode="mean", verify="solver",
+        progress=False,
+    )  # fmt: skip
+    with xr.open_dataset(tmp_path / "many.nc") as found:
+        for name in ("vorticity", "objective", "achieved"):
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5)
+    assert f"designs   {float(wanted['objective'].mean()):.4g}" in told and "solver" in told and "climate" in told
 
 
 def test_the_verb_designs_towards_a_pattern(folder, capsys: pytest.CaptureFixture[str]) -> None:
