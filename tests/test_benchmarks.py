@@ -52,11 +52,13 @@ def on_real_data(name: str, only: str, data: Path) -> dict[str, float]:
 
 
 def test_quick_forms_on_real_data(lapse_data: Path) -> None:
-    errors = on_real_data("climate", "sst", lapse_data)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(on_real_data, *which, lapse_data) for which in (("climate", "sst"), ("gaps", "air"))]
+    errors, filled = (found.result() for found in asked)
     # a linear start, hardly trained beyond: between the noise of a month and no skill at all
     assert 0.2 < errors["3 rmse of the mean, ERSSTv5, lead 1"] < errors["3 rmse of persistence, ERSSTv5, lead 1"]
     assert errors["3 members that blew up, ERSSTv5"] == 0
-    filled = on_real_data("gaps", "air", lapse_data)  # by the shipped model
+    # gaps, by the shipped model
     errors = [filled[f"4.3 NCEP air temperature: rmse of {n}"] for n in ("augment", "climatology")]
     assert errors[0] < 0.8 * errors[1]
     assert filled["4.3 NCEP air temperature: largest misfit at what is known"] == 0
