@@ -76,12 +76,15 @@ class Autoencoder(nn.Module):
 
     def decode(self, latent: Latent, phase: Tensor | None = None, error: Tensor | None = None) -> Tensor:
         """Latent to physical fields ``(B, C, *space)``; ``error`` is added to the normalised field before the heads."""
-        x = self.network.decode(latent.z)
+        return self.finish(self.network.decode(latent.z), latent.carried, phase, error)
+
+    def finish(self, x: Tensor, carried: Tensor, phase: Tensor | None = None, error: Tensor | None = None) -> Tensor:
+        """What the network decoded, ``x (B, C, *space)`` in normalised units, to physical fields."""
         if error is not None:
             x = x + error
         if self.mask is not None:
             x = x * self.mask
-        u: Tensor = self.heads(self.normaliser.inverse(x, phase), latent.carried)
+        u: Tensor = self.heads(self.normaliser.inverse(x, phase), carried)
         return u
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ stays in latent space, but for a rare refreshed frame (`rollout`). Noise always 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -25,6 +25,7 @@ from ..autoencoder.model import Autoencoder, Latent
 from ..autoencoder.network import saturate
 from ..physics.equation import Equation
 from .backbone import Backbone, fourier_features
+from .coarse import CoarseSolver
 from .correction import Correction
 from .denoiser import PreconditionedDenoiser
 from .gain import SpectralGain
@@ -41,10 +42,14 @@ TIME_FEATURES = 32
 
 @dataclass
 class State:
-    """``z (B, history, c, *latent)``, newest frame last, and the carried conserved quantities ``(B, C)``."""
+    """``z (B, history, c, *latent)``, newest frame last, and the carried conserved quantities ``(B, C)``.
+
+    ``cells`` is what the network decodes of the newest frame, once it was: a coarse start needs it, too.
+    """
 
     z: Tensor
     carried: Tensor
+    cells: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def latent(self) -> Latent:
@@ -66,6 +71,7 @@ class Emulator(nn.Module):
         dropout: of the backbones, while training.
         linear: ``reach``, ``components`` and ``innovations`` of the `Propagator` that the networks start from; None for
             persistence.
+        coarse: ``resolution`` and ``steps`` of the `CoarseSolver` that they start from instead; None for persistence.
         refresh: frames after which a rollout goes on from what the encoder makes of its decoded fields; None: never.
 
     Attributes:
@@ -102,8 +108,11 @@ class Emulator(nn.Module):
         parts: tuple[str, ...] = ("mean", "generator", "fast"),
         linear: Mapping[str, int] | None = None,
         refresh: int | None = 20,
+        coarse: Mapping[str, int | None] | None = None,
     ) -> None:
         super().__init__()
+        if coarse is not None and (linear is not None or calendar):
+            raise ValueError("emulator.coarse: found it beside emulator.linear or emulator.calendar, wanted it alone")
         if refresh is not None and refresh < history:
             raise ValueError(
                 f"emulator.refresh: found {refresh}, wanted at least history, {history}, or null for never"
@@ -123,15 +132,18 @@ class Emulator(nn.Module):
         def net(maps: int, condition: int) -> Backbone:
             return Backbone(maps, c, flags, width, depth, condition, latent, position, dropout)
 
-        self.mean = net(history * c, phase) if "mean" in parts else None
-        context = history * c + (c if self.mean is not None else 0)
+        # What the coarse solver makes of the newest frame is beside the frames that the networks see.
+        self.known = known = (history + (coarse is not None)) * c
+        self.mean = net(known, phase) if "mean" in parts else None
+        context = known + (c if self.mean is not None else 0)
         self.generator = net(context + c, phase + TIME_FEATURES) if "generator" in parts else None
-        self.fast = net(history * c + self.noise_maps, phase + noise_vector) if "fast" in parts else None
+        self.fast = net(known + self.noise_maps, phase + noise_vector) if "fast" in parts else None
         self.error = DecoderError(autoencoder) if "error" in parts else None
         self.correction = Correction(autoencoder) if "correction" in parts else None
         shared = position == 0
         self.propagator = Propagator(c, latent, flags, history, shared=shared, **linear) if linear is not None else None
-        self.operator = ResidualOperator(net(history * c, phase)) if "operator" in parts else None
+        self.coarse = CoarseSolver(autoencoder.spec, **coarse) if coarse is not None else None
+        self.operator = ResidualOperator(net(known, phase)) if "operator" in parts else None
         ones = torch.ones(c, *(1,) * len(latent))
         self.register_buffer("increment", ones.clone())
         self.register_buffer("residual", ones.clone())
@@ -140,6 +152,7 @@ class Emulator(nn.Module):
             "noise_maps": noise_maps, "noise_vector": noise_vector, "sampler": sampler,
             "sampling_steps": sampling_steps, "dropout": dropout, "parts": list(parts),
             "linear": None if linear is None else dict(linear), "refresh": refresh,
+            "coarse": None if coarse is None else dict(coarse),
         }  # fmt: skip
 
     # states
@@ -158,10 +171,13 @@ class Emulator(nn.Module):
 
         ``noise (B, decode_noise_size)``, standard normal, adds the decoder's error.
         """
+        wanted = state.z.requires_grad and torch.is_grad_enabled()
+        if state.cells is None or (wanted and not state.cells.requires_grad):
+            state.cells = self.autoencoder.network.decode(state.z[:, -1])
         error = None
         if noise is not None and self.error is not None:
-            error = self.error(state.latent.z, noise)
-        return self.autoencoder.decode(state.latent, phase, error)
+            error = self.error(state.z[:, -1], noise)
+        return self.autoencoder.finish(state.cells, state.carried, phase, error)
 
     def push(self, state: State, z: Tensor) -> State:
         """The state one frame later, with ``z (B, c, *latent)`` as its newest frame."""
@@ -207,7 +223,9 @@ class Emulator(nn.Module):
             return self._towards(self.corrector, state, following)
         if self.corrector == "operator":
             following = self.corrected(state, following, phase)
-        return following if self.laws is None else self._under(self.laws, state, following)
+        if self.laws is None or self.coarse is not None:
+            return following
+        return self._under(self.laws, state, following)
 
     def free(self, state: State, noise: Tensor | None, phase: Tensor | None, mode: Mode) -> State:
         """One frame forward by the networks alone; arguments as for `advance`."""
@@ -219,14 +237,18 @@ class Emulator(nn.Module):
             raise ValueError(f"mode {mode!r}: found noise {found}, wanted {(len(state.z), self.noise_size(mode))}")
         if mode == "fast":
             return self.push(state, self.predict_fast(state, context, condition, noise))
-        start = self.predict_mean(state, context, condition) if self.mean is not None else self.start(state)
+        start = self.expected(state, context, condition)
         x = noise.reshape(len(noise), *self.latent_shape)
         sampler = SAMPLERS[self.sampler](self.denoiser(context, start, condition), self.sampling_steps)
         return self.push(state, start + self.residual * sampler(x))
 
     def context(self, state: State) -> Tensor:
-        """``(B, history·c, *latent)``."""
-        return state.z.flatten(1, 2)
+        """What the networks see of a state, ``(B, known, *latent)``: its frames, and with a coarse solver the start."""
+        frames = state.z.flatten(1, 2)
+        if self.coarse is None:
+            return frames
+        following = self.autoencoder.encode(self.coarse(self.decode(state)))
+        return torch.cat([frames, following.z], dim=1)
 
     def condition(self, phase: Tensor | None) -> Tensor | None:
         """What the networks are told beside the maps."""
@@ -236,19 +258,26 @@ class Emulator(nn.Module):
             raise ValueError("this model needs the phase of the year and day, (batch, 4)")
         return phase
 
-    def start(self, state: State) -> Tensor:
-        """What the networks add to, ``(B, c, *latent)``: the newest frame, or the linear map's next one."""
+    def start(self, state: State, context: Tensor) -> Tensor:
+        """What the networks add to, ``(B, c, *latent)``: the newest frame, or the next one by the linear map or the
+        coarse solver, which is in the ``context``."""
+        if self.coarse is not None:
+            return context[:, -self.latent_shape[0] :]
         return state.z[:, -1] if self.propagator is None else self.propagator(state.z)
+
+    def expected(self, state: State, context: Tensor, condition: Tensor | None) -> Tensor:
+        """What the generator adds to, ``(B, c, *latent)``: the mean net's next frame, or the start without one."""
+        return self.start(state, context) if self.mean is None else self.predict_mean(state, context, condition)
 
     def predict_mean(self, state: State, context: Tensor, condition: Tensor | None) -> Tensor:
         """The mean net's next frame."""
         change: Tensor = self.part("mean")(context, condition)
-        return self.start(state) + self.increment * change
+        return self.start(state, context) + self.increment * change
 
     def predict_fast(self, state: State, context: Tensor, condition: Tensor | None, noise: Tensor) -> Tensor:
         """The fast net's next frame, a sample."""
         cells = noise.shape[1] - self.noise_vector
-        start, vector = self.start(state), noise[:, cells:]
+        start, vector = self.start(state, context), noise[:, cells:]
         if self.propagator is None:
             maps = noise[:, :cells].reshape(len(noise), self.noise_maps, *self.latent_shape[1:])
         else:
@@ -298,9 +327,13 @@ class Emulator(nn.Module):
     def obey(self, trained: Equation, wanted: Equation) -> None:
         """Add to every frame from now on the effect that the ``wanted`` equation has beyond the ``trained`` one.
 
-        A correction towards an equation goes by the ``wanted`` one, too. Raises ValueError for a model without a gain.
+        A coarse solver to start from runs the ``wanted`` equation from then on, which is that effect; other models need
+        a gain, and ValueError is raised without. A correction towards an equation goes by the ``wanted`` one, too.
         """
-        self.part("correction")
+        if self.coarse is not None:
+            self.coarse = self.coarse.at(wanted.parameters)
+        else:
+            self.part("correction")
         self.laws = (trained, wanted)
         if isinstance(self.corrector, Equation):
             self.corrector = wanted
@@ -314,7 +347,7 @@ class Emulator(nn.Module):
     def expect(self, state: State, phase: Tensor | None = None) -> Tensor:
         """m_φ(z₀): the latents that the residual operator expects one frame after ``state``."""
         context, condition = self.context(state), self.condition(phase)
-        expected: Tensor = self.part("operator").follow(state.z[:, -1], self.increment, context, condition)
+        expected: Tensor = self.part("operator").follow(self.start(state, context), self.increment, context, condition)
         return expected
 
     def corrected(self, before: State, after: State, phase: Tensor | None = None) -> State:

@@ -171,9 +171,7 @@ def generator_loss(
         following = emulator.autoencoder.encode(u[:, history], phase[:, history]).z
         state = blurred(state, context_noise, generator)
         context, condition = emulator.context(state), emulator.condition(phase[:, history - 1])
-        start = emulator.start(state)
-        if emulator.mean is not None:
-            start = emulator.predict_mean(state, context, condition)
+        start = emulator.expected(state, context, condition)
         target = (following - start) / emulator.residual
     t = logit_normal(len(u), generator).to(u)
     epsilon = torch.randn(target.shape, generator=generator).to(u)

@@ -13,15 +13,13 @@ __all__ = ["measure_correction", "measure_increment", "measure_residual", "start
 @torch.no_grad()
 def measure_increment(emulator: Emulator, states: State, following: State) -> None:
     """Set the scale of one frame's change beyond the start, per latent channel, from encoded pairs."""
-    emulator.increment.copy_(_rms(following.z[:, -1] - emulator.start(states)))
+    emulator.increment.copy_(_rms(following.z[:, -1] - emulator.start(states, emulator.context(states))))
 
 
 @torch.no_grad()
 def measure_residual(emulator: Emulator, states: State, following: State, phase: Tensor | None) -> None:
     """Set the scale of the residual that the generator models, per latent channel, from encoded pairs."""
-    start = emulator.start(states)
-    if emulator.mean is not None:
-        start = emulator.predict_mean(states, emulator.context(states), emulator.condition(phase))
+    start = emulator.expected(states, emulator.context(states), emulator.condition(phase))
     emulator.residual.copy_(_rms(following.z[:, -1] - start))
 
 
@@ -53,7 +51,7 @@ def start_fast(emulator: Emulator) -> None:
         if weight.shape == target[name].shape:
             target[name].copy_(weight)
     stem, given = target["stem.conv.weight"], source["stem.conv.weight"]
-    known = emulator.history * emulator.latent_shape[0]
+    known = emulator.known
     stem[:, :known] = given[:, :known]
     stem[:, known : known + emulator.noise_maps] *= 0.1
     stem[:, known + emulator.noise_maps :] = given[:, known:]

@@ -33,10 +33,10 @@ class ResidualOperator(nn.Module):
         super().__init__()
         self.net = net
 
-    def follow(self, z0: Tensor, increment: Tensor, context: Tensor, condition: Tensor | None) -> Tensor:
-        """m_φ: latents one frame after z₀ ``(B, c, *latent)``, as the solver would have it."""
+    def follow(self, start: Tensor, increment: Tensor, context: Tensor, condition: Tensor | None) -> Tensor:
+        """m_φ: latents one frame later, as the solver would have it, from the emulator's ``start (B, c, *latent)``."""
         change: Tensor = self.net(context, condition)
-        return z0 + increment * change
+        return start + increment * change
 
     def read(
         self, autoencoder: Autoencoder, projection: Correction, expected: Tensor, found: Tensor, carried: Tensor
