@@ -61,7 +61,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "lapse-coarse": {"autoencoder": "convolutional", "shares": {"mean": 0.75, "fast": 0.25}, "mode": "fast"},
     "coarse-solver": {"autoencoder": "identity", "shares": {}, "mode": "mean"},
 }  # fmt: skip
-COARSE = {32: {"resolution": 16, "steps": 2}, 64: {"resolution": 32, "steps": 4}, 256: {"resolution": 64, "steps": 5}}
+COARSE = {32: {"resolution": 16, "steps": 3}, 64: {"resolution": 32, "steps": 4}, 256: {"resolution": 64, "steps": 5}}
 
 
 def settings(size: int, data_path: Path, name: str) -> list[str]:

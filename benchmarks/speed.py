@@ -30,7 +30,7 @@ from lapse.surrogate.train import compose
 from record import ROOT, Row, quick, record, show
 
 ROUNDS = 2 if quick() else 5
-MEMBERS = 4
+MEMBERS = 4 if quick() else 16  # as many as a forecast computes at once on a processor (decisions/0070)
 
 
 def emulator(name: str, size: int) -> Emulator:
@@ -48,17 +48,17 @@ def emulator(name: str, size: int) -> Emulator:
 
 @torch.no_grad()
 def frame(net: Emulator, mode: str, decode: bool, members: int = MEMBERS) -> Callable[[], None]:
-    """One frame of so many members, on the device of the networks."""
+    """One frame of so many members after the other, on the device of the networks, as in a rollout."""
     at = net.increment.device
     carried = torch.zeros(members, 1, dtype=torch.float64, device=at)
-    state = State(torch.randn(members, 1, *net.latent_shape, device=at), carried)
+    states = [State(torch.randn(members, 1, *net.latent_shape, device=at), carried)]
     noise = torch.randn(members, net.noise_size(mode), device=at)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def run() -> None:
-        out = net.advance(state, noise, None, mode)  # type: ignore[arg-type]
+        states.append(net.advance(states.pop(), noise, None, mode))  # type: ignore[arg-type]
         if decode:
-            net.decode(out)
+            net.decode(states[0])
 
     return run
 
@@ -116,6 +116,7 @@ def main() -> None:
         jobs = {
             "lapse fast, decoded": frame(fast, "fast", True),
             "lapse fast, latents": frame(fast, "fast", False),
+            "lapse coarse, decoded": frame(emulator("lapse-coarse", size), "fast", True),
             "lapse quality, decoded": frame(emulator("lapse-quality", size), "quality", True),
             "pixel crps": frame(pixel, "fast", True),
             "pixel diffusion 16": frame(emulator("pixel-diffusion-16", size), "quality", True),
@@ -129,6 +130,15 @@ def main() -> None:
             Row(
                 f"2.2 pixel diffusion 16 / fast decoded, {size}²",
                 best["pixel diffusion 16"] / decoded,
+                None,
+                ">= 30",
+                "times",
+            )
+        )
+        rows.append(
+            Row(
+                f"2.2 pixel diffusion 16 / coarse decoded, {size}²",
+                best["pixel diffusion 16"] / best["lapse coarse, decoded"],
                 None,
                 ">= 30",
                 "times",
