@@ -55,7 +55,7 @@ def main() -> None:
             change = {parameter: factor * data.spec.parameters[parameter]}
             wanted = law(data.spec, change)
             u = truth(wanted, data.spec.interval)
-            alone = solve(CoarseSolver(data.spec, **COARSE[size]).at(change))
+            alone = solve(CoarseSolver(data.spec, **COARSE.get(size, COARSE[64])).at(change))
             emulator.obey(own, own)
             found = {"as it is": evaluate(emulate(emulator, "fast"), data, u, "clean")}
             emulator.obey(own, wanted)
