@@ -31,9 +31,9 @@ import lapse
 from lapse.datasets.simulate import simulate
 from lapse.physics.equation import equation
 from lapse.physics.grid import Grid
-from lapse.surrogate.emulator import State
 from lapse.surrogate.rollout import rollout
 from lapse.surrogate.stages import run_stage
+from lapse.surrogate.state import State
 from lapse.surrogate.train import compose, field_data, new_emulator, shifts
 from record import Row, quick, record, show
 

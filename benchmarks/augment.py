@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lapse.datasets.simulate import simulate
-from lapse.surrogate.emulator import State
 from lapse.surrogate.metrics import central_coverage, rank, spread_factor
 from lapse.surrogate.model import Model
 from lapse.surrogate.package import load
+from lapse.surrogate.state import State
 from record import ROOT, Row, quick, record, show
 
 SHARE, FRAMES, ERROR = 0.05, 5, 0.05

@@ -34,13 +34,14 @@ from lapse.physics.equation import Equation, equation
 from lapse.physics.grid import Grid
 from lapse.physics.newton import violation, with_invariants
 from lapse.physics.operators import grad
-from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.noise import draw, member_generator
 from lapse.surrogate.package import build
 from lapse.surrogate.rollout import repeat_state, rollout
 from lapse.surrogate.sampler import SAMPLERS
 from lapse.surrogate.skill import starts
 from lapse.surrogate.stages import run_stage
+from lapse.surrogate.state import State
 from lapse.surrogate.train import compose, field_data, new_emulator, shifts
 from record import ROOT, Row, quick, record, show
 

@@ -32,13 +32,14 @@ from lapse.physics.equation import Equation
 from lapse.physics.spectrum import band_power
 from lapse.surrogate.audit import Audit
 from lapse.surrogate.certificate import Certificate, calibrate
-from lapse.surrogate.emulator import Emulator, Mode, State
+from lapse.surrogate.emulator import Emulator, Mode
 from lapse.surrogate.gate import next_errors
 from lapse.surrogate.law import law
 from lapse.surrogate.metrics import fair_crps, spread_factor
 from lapse.surrogate.model import Model
 from lapse.surrogate.skill import starts
 from lapse.surrogate.stages import run_stage
+from lapse.surrogate.state import State
 from lapse.surrogate.train import compose, field_data, new_emulator, shifts
 from record import ROOT, Row, quick, record, show
 

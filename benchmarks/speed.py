@@ -24,8 +24,9 @@ from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.equation import equation
 from lapse.physics.grid import Grid
 from lapse.physics.operators import refine, truncate
-from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.package import build
+from lapse.surrogate.state import State
 from lapse.surrogate.train import compose
 from record import ROOT, Row, quick, record, show
 

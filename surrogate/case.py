@@ -19,10 +19,11 @@ from ..datasets.problem import Problem, SpecError
 from ..datasets.spec import FieldSpec
 from ..datasets.time import phase as phase_of
 from ..physics.equation import Equation, equation
-from .emulator import Mode, State
+from .emulator import Mode
 from .job import Job
 from .repair import Repair
 from .starts import initial_frames
+from .state import State
 from .targets import Objective, label
 from .view import ForecastView, rolled
 

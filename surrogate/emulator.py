@@ -13,7 +13,6 @@ stays in latent space, but for a rare refreshed frame (`rollout`). Noise always 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autoencoder.error import DecoderError
-from ..autoencoder.model import Autoencoder, Latent
+from ..autoencoder.model import Autoencoder
 from ..autoencoder.network import saturate
 from ..physics.equation import Equation
 from .backbone import Backbone, fourier_features
@@ -33,28 +32,12 @@ from .propagator import Propagator
 from .residual import ResidualOperator
 from .sampler import SAMPLERS
 from .schedule import RectifiedFlow
+from .state import State
 
-__all__ = ["Emulator", "Mode", "State"]
+__all__ = ["Emulator", "Mode"]
 
 Mode = Literal["mean", "quality", "fast"]
 TIME_FEATURES = 32
-
-
-@dataclass
-class State:
-    """``z (B, history, c, *latent)``, newest frame last, and the carried conserved quantities ``(B, C)``.
-
-    ``cells`` is what the network decodes of the newest frame, once it was: a coarse start needs it, too.
-    """
-
-    z: Tensor
-    carried: Tensor
-    cells: Tensor | None = field(default=None, init=False, repr=False)
-
-    @property
-    def latent(self) -> Latent:
-        """The newest frame."""
-        return Latent(self.z[:, -1], self.carried)
 
 
 class Emulator(nn.Module):

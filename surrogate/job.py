@@ -25,9 +25,10 @@ from ..datasets.layout import blank
 from ..datasets.time import lead_coordinate, valid_time
 from ..datasets.time import phase as phase_of
 from .certificate import mode_key
-from .emulator import Mode, State
+from .emulator import Mode
 from .noise import member_generator, spelling
 from .rollout import finite_members, march, rollout
+from .state import State
 from .verdict import Verdict
 
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ from xarray.core import indexing
 from ..autoencoder.model import Latent
 from ..datasets.layout import blank
 from ..datasets.shards import Block
-from .emulator import State
 from .job import SMALLEST_BATCH, Job
 from .keep import joined, open_lazily
 from .noise import draw, member_generator
 from .rounding import Rounding
+from .state import State
 
 if TYPE_CHECKING:
     from .ensemble import Ensemble

@@ -15,7 +15,8 @@ denoiser is asked where the model has both a generator and a mean net, with nois
 import torch
 from torch import Tensor
 
-from .emulator import Emulator, State
+from .emulator import Emulator
+from .state import State
 
 __all__ = ["FEW", "SLACK", "Manifold"]
 

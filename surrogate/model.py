@@ -88,10 +88,11 @@ class Model:
         """This model under physical parameters that it never saw: ``model.at(forcing=1.5).forecast(ds, …)``.
 
         Every frame then gets the effect that the change of parameters has by the equation's own solver (see
-        `lapse.surrogate.correction`), in whatever is done with the model. Its spec has the new parameters, so that
-        diagnostics and the solver's verdict on a design go by them too.
+        `lapse.surrogate.correction`), in whatever is done with the model; one with a coarse start runs it at the new
+        ones. Its spec has the new parameters, so that diagnostics and the solver's verdict on a design go by them too.
 
-        Raises ValueError for a model without a correction, for data without an equation, and for an unknown parameter.
+        Raises ValueError for a model with neither a correction nor a coarse start, for data without an equation, and
+        for an unknown parameter.
         """
         emulator = deepcopy(self.emulator)
         trained = law(self.spec) if emulator.laws is None else emulator.laws[0]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..autoencoder.model import Autoencoder, Latent
 from .denoiser import logit_normal
-from .emulator import Emulator, Mode, State
+from .emulator import Emulator, Mode
+from .state import State
 
 if TYPE_CHECKING:
     from .pool import Pool

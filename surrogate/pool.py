@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..physics.equation import Equation
-from .emulator import Emulator, State
+from .emulator import Emulator
 from .objectives import blurred
+from .state import State
 
 __all__ = ["Pool", "label_pool"]
 

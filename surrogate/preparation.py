@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from ..autoencoder.model import Latent
-from .emulator import Emulator, State
+from .emulator import Emulator
 from .gain import SpectralGain
+from .state import State
 
 __all__ = ["measure_correction", "measure_increment", "measure_residual", "start_fast", "start_operator"]
 

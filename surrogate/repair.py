@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .emulator import Emulator, Mode, State
+from .emulator import Emulator, Mode
 from .noise import draw, member_generator
 from .rollout import resumed
+from .state import State
 
 __all__ = ["Repair"]
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..autoencoder.model import Latent
-from .emulator import Emulator, Mode, State
+from .emulator import Emulator, Mode
 from .noise import draw
+from .state import State
 
 __all__ = ["finite_members", "march", "refreshed", "repeat_state", "resumed", "rollout"]
 

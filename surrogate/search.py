@@ -26,9 +26,9 @@ from .case import Case
 from .control import Control
 from .critic import Critic
 from .descent import LARGEST, METHODS, Evaluation, Iterate, Memory
-from .emulator import State
 from .manifold import Manifold
 from .repair import Repair
+from .state import State
 from .stopping import CertifiedShare
 from .targets import label
 

@@ -24,10 +24,11 @@ from torch import Tensor
 from ..datasets.fields import to_tensor
 from ..datasets.problem import Problem, SpecError
 from ..datasets.spec import FieldSpec
-from .emulator import Emulator, Mode, State
+from .emulator import Emulator, Mode
 from .noise import draw, member_generator
 from .repair import Repair
 from .rollout import resumed
+from .state import State
 
 __all__ = ["ForecastView", "rolled", "viewed"]
 

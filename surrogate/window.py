@@ -33,9 +33,10 @@ from torch import Tensor
 
 from ..autoencoder.error import even_error
 from .climate import Climate
-from .emulator import Emulator, Mode, State
+from .emulator import Emulator, Mode
 from .interpolation import through
 from .localisation import Distances, Gain, chord, significant, taper
+from .state import State
 
 __all__ = ["Draws", "Members", "Observed", "Window"]
 

@@ -24,10 +24,11 @@ from lapse.physics.grid import Grid
 from lapse.surrogate import cli
 from lapse.surrogate.audit import Audit, nearest
 from lapse.surrogate.certificate import Certificate, bins, calibrate, conformal
-from lapse.surrogate.emulator import Emulator, Mode, State
+from lapse.surrogate.emulator import Emulator, Mode
 from lapse.surrogate.law import law
 from lapse.surrogate.model import Model
 from lapse.surrogate.package import load
+from lapse.surrogate.state import State
 
 PARAMETERS = {"viscosity": 0.05, "drag": 0.1, "forcing": 1.0, "wavenumber": 2.0}
 SPEC = FieldSpec(

@@ -17,10 +17,11 @@ from lapse.physics.equation import equation, lookup
 from lapse.physics.grid import Axis, Grid
 from lapse.physics.operators import refine, truncate
 from lapse.surrogate.coarse import CoarseSolver
-from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.law import law
 from lapse.surrogate.model import Model
 from lapse.surrogate.package import build, load
+from lapse.surrogate.state import State
 
 PARAMETERS = {"viscosity": 0.05, "drag": 0.1, "forcing": 1.0, "wavenumber": 2.0}
 SPEC = FieldSpec(

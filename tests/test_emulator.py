@@ -11,8 +11,9 @@ from lapse.autoencoder.model import Autoencoder
 from lapse.datasets.normalise import Normaliser
 from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.grid import Grid
-from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.preparation import measure_increment, measure_residual, start_fast
+from lapse.surrogate.state import State
 
 PARTS = ("mean", "generator", "fast", "error")
 

@@ -14,7 +14,7 @@ from lapse.autoencoder.model import Autoencoder, Latent
 from lapse.datasets.normalise import Normaliser
 from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.grid import Axis, Grid
-from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.objectives import (
     almost_fair_crps,
     decoder_sensitivity,
@@ -25,6 +25,7 @@ from lapse.surrogate.objectives import (
     rollout_loss,
 )
 from lapse.surrogate.preparation import measure_residual
+from lapse.surrogate.state import State
 
 
 def globe(space: tuple[int, int] = (9, 12), masked: bool = True) -> FieldSpec:

@@ -10,10 +10,10 @@ import pytest
 import torch
 import xarray as xr
 
-from lapse.surrogate.emulator import State
 from lapse.surrogate.package import load
 from lapse.surrogate.propagator import Equations, Propagator
 from lapse.surrogate.regression import fit_propagator, growth
+from lapse.surrogate.state import State
 from lapse.surrogate.train import compose, field_data, new_emulator, train
 
 

@@ -17,7 +17,7 @@ from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.equation import Equation
 from lapse.physics.grid import Grid
 from lapse.surrogate.certificate import calibrate
-from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.gain import DAMPING, SpectralGain
 from lapse.surrogate.gate import next_errors
 from lapse.surrogate.law import law
@@ -26,6 +26,7 @@ from lapse.surrogate.objectives import operator_loss
 from lapse.surrogate.pool import Pool, label_pool
 from lapse.surrogate.preparation import measure_correction
 from lapse.surrogate.stages import STAGES, Given, Shift
+from lapse.surrogate.state import State
 
 PARAMETERS = {"viscosity": 0.05, "drag": 0.1, "forcing": 1.0, "wavenumber": 2.0}
 SPEC = FieldSpec(

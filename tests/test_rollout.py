@@ -10,10 +10,11 @@ import lapse
 from lapse.physics.equation import equation
 from lapse.physics.grid import Axis, Grid
 from lapse.physics.spectrum import band_power
-from lapse.surrogate.emulator import Emulator, State
+from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.model import Model
 from lapse.surrogate.noise import member_generator
 from lapse.surrogate.rollout import finite_members, refreshed, repeat_state, rollout
+from lapse.surrogate.state import State
 
 
 def generators(count: int, first: int = 0) -> list[torch.Generator]:

@@ -19,9 +19,10 @@ from lapse.datasets.normalise import Normaliser
 from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.grid import Grid
 from lapse.surrogate.certificate import calibrate
-from lapse.surrogate.emulator import Emulator, Mode, State
+from lapse.surrogate.emulator import Emulator, Mode
 from lapse.surrogate.law import law
 from lapse.surrogate.model import Model
+from lapse.surrogate.state import State
 
 PARAMETERS = {"viscosity": 0.05, "drag": 0.1, "forcing": 1.0, "wavenumber": 2.0}
 SPEC = FieldSpec(
