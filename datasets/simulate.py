@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from ..physics.equation import Equation, lookup
 from ..physics.equation import equation as build
-from ..physics.grid import Axis, Grid
+from ..physics.grid import Grid
 from ..physics.modes import Modes
 from .shards import Block, ShardedWriter, StoreError, blank
 
@@ -64,15 +64,6 @@ def coarsen(u: Tensor, grid: Grid, shape: Sequence[int]) -> Tensor:
         return u
     modes = _modes(grid, tuple((n - 1) // 2 for n in shape))
     return modes.synthesise(modes.analyse(u), shape)
-
-
-def coarse_grid(grid: Grid, shape: Sequence[int]) -> Grid:
-    """The grid of `coarsen`'s result: same box, same origin."""
-    axes = []
-    for a, n in zip(grid.axes, shape, strict=True):
-        x0, h = a.coordinates[0], a.length / n
-        axes.append(Axis(a.name, tuple(x0 + i * h for i in range(n)), a.units, a.periodic))
-    return Grid(tuple(axes))
 
 
 @dataclass(frozen=True)
@@ -154,7 +145,7 @@ def _work(run: _Run, writers: Sequence[ShardedWriter], blocks: Sequence[Block], 
 
 
 def _template(run: _Run, trajectories: int, shape: tuple[int, ...], attrs: Mapping[str, Any]) -> xr.Dataset:
-    grid = coarse_grid(run.equation.grid, shape)
+    grid = run.equation.grid.resampled(shape)
     dims = ("trajectory", "time", *grid.names)
     coords: dict[str, Any] = {
         "trajectory": ("trajectory", np.arange(trajectories), {"long_name": "independent realisation"}),

@@ -226,6 +226,18 @@ class Grid:
         """Inverse of :meth:`to_dict`."""
         return cls(tuple(Axis.from_dict(a) for a in d["axes"]))
 
+    def resampled(self, shape: Sequence[int]) -> "Grid":
+        """The same box from the same origin, evenly spaced, with so many nodes along each axis.
+
+        >>> Grid.periodic_box(8).resampled((4, 2)).shape
+        (4, 2)
+        """
+        axes = []
+        for a, n in zip(self.axes, shape, strict=True):
+            first, gap = a.coordinates[0], a.length / n
+            axes.append(Axis(a.name, tuple(first + i * gap for i in range(n)), a.units, a.periodic))
+        return Grid(tuple(axes))
+
     @staticmethod
     def periodic_box(
         n: int | Sequence[int],

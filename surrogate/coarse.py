@@ -10,10 +10,11 @@ doi:10.1073/pnas.2101784118). It also knows the equation's parameters, so that a
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ..datasets.spec import FieldSpec
-from ..physics.grid import Axis, Grid
+from ..physics.grid import Grid
 from ..physics.operators import refine, truncate
 from .law import law
 
@@ -51,13 +52,14 @@ class CoarseSolver:
         return CoarseSolver(spec, self.resolution, self.steps)
 
     def __call__(self, u: Tensor) -> Tensor:
-        whole = self.grid is self.spec.grid
+        whole, kind = self.grid is self.spec.grid, u.dtype
+        u = u if kind == torch.float64 else u.float()  # solvers know nothing of half precision
         known = u[:, self.order] if len(self.order) > 1 else u
         before = known if whole else truncate(known, self.spec.grid, self.grid)
         after = self.law.advance(before, self.spec.interval, self.steps)
         if not whole:
             after = known + refine(after - before, self.grid, self.spec.grid)
-        return after[:, self.back] if len(self.back) > 1 else after
+        return (after[:, self.back] if len(self.back) > 1 else after).to(kind)
 
 
 def _coarser(grid: Grid, resolution: int) -> Grid:
@@ -65,8 +67,4 @@ def _coarser(grid: Grid, resolution: int) -> Grid:
     if not all(grid.periodic) or not 4 <= resolution <= longest:
         wanted = f"periodic axes and 4 to {longest} nodes, or null for the grid of the data"
         raise ValueError(f"emulator.coarse.resolution: found {resolution} and the grid ({grid}), wanted {wanted}")
-    axes = []
-    for a in grid.axes:
-        n = max(1, round(a.size * resolution / longest))
-        axes.append(Axis(a.name, tuple(a.coordinates[0] + a.length / n * i for i in range(n)), a.units, a.periodic))
-    return Grid(tuple(axes))
+    return grid.resampled([max(1, round(n * resolution / longest)) for n in grid.shape])

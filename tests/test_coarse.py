@@ -56,6 +56,13 @@ def test_what_the_coarse_grid_does_not_hold_persists() -> None:
     torch.testing.assert_close(CoarseSolver(SPEC, 8, 1)(u), after + u - low, rtol=0, atol=1e-5)
 
 
+def test_half_precision_is_solved_in_single() -> None:
+    u = states(2).to(torch.bfloat16)
+    found = CoarseSolver(SPEC, 8, 1)(u)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, CoarseSolver(SPEC, 8, 1)(u.float()).to(torch.bfloat16))
+
+
 def test_variables_are_matched_by_name() -> None:
     """Shallow water knows u, v, h; the data may hold them in another order."""
     names = ("h", "u", "v")

@@ -19,7 +19,7 @@ import xarray as xr
 import zarr
 
 from lapse.datasets.shards import ShardedWriter, StoreError
-from lapse.datasets.simulate import coarse_grid, coarsen, simulate, trajectory_generator
+from lapse.datasets.simulate import coarsen, simulate, trajectory_generator
 from lapse.datasets.spec import FieldSpec
 from lapse.datasets.store import StoreSource
 from lapse.physics.equation import Equation, equation
@@ -47,7 +47,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
 
 def test_truncation_is_exact_on_waves_and_drops_the_rest() -> None:
     fine, shape = Grid.periodic_box((32, 48)), (16, 24)
-    coarse = coarse_grid(fine, shape)
+    coarse = fine.resampled(shape)
 
     def field(grid: Grid, *modes: tuple[int, int]) -> torch.Tensor:
         y, x = grid.meshgrid()
