@@ -201,6 +201,9 @@ def compare(size: int, scores: Scores, saturation: int, label: str) -> list[Row]
             ratio(check, mean(name, "clean", "rmse"), mean(best, "clean", "rmse"), wanted)
         alone = mean("coarse-solver", "clean", "rmse")
         ratio(f"rmse of {called}'s mean / the coarse solver alone", mean(name, "clean", "rmse"), alone, None)
+    for q in ("crps", "rmse"):
+        check = f"{q} lapse-coarse / fast"
+        ratio(check, mean("lapse-coarse", "clean", q), mean("lapse-fast", "clean", q), None)
     for name in (*HEADLINE, "lapse-coarse", "lapse-quality", "pixel-two-stage"):
         uncertain = [f["uncertain"]["leads"] for f in scores.get(name, {}).values() if "uncertain" in f]
         for quantity, ideal, target, unit in (
