@@ -1,8 +1,8 @@
 """Other parameters of the equation, for a model that starts from a coarse run of its solver (`emulator.coarse`).
 
-    python benchmarks/coarse.py [--size 64] [--seed 1] [--minutes 20]
+    python benchmarks/coarse.py [--size 64] [--name lapse-coarse-small] [--seed 1] [--minutes 20]
 
-The model is the forecast benchmark's lapse-coarse, trained there or here. The solver runs on the data's grid at
+The model is one of the forecast benchmark's, trained there or here. The solver runs on the data's grid at
 parameters that no network saw, from states of its own climate at them; the fast mode follows at the training
 parameters, and with the coarse run at the new ones (`Model.at`). The coarse run alone, at the new parameters, stands
 beside them. RMSE of the mean of the members and CRPS over the standard deviation of the flow at hand; power in three
@@ -38,13 +38,14 @@ def truth(equation: Equation, interval: float) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, choices=(64, 256))
+    parser.add_argument("--name", choices=("lapse-coarse", "lapse-coarse-small"), default="lapse-coarse-small")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=0.05 if quick() else 20.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
     path, size = prepare(options.size, WORK)
-    name, seed, minutes = "lapse-coarse", options.seed, options.minutes
+    name, seed, minutes = options.name, options.seed, options.minutes
     folder = WORK / ("quick-coarse" if quick() else f"{size}-{minutes:g}")
     folder = folder / f"{name}-{seed}-{recipe(name, size, minutes)}"
     _, data, _, emulator = train(name, size, seed, minutes, path, folder)
@@ -61,7 +62,7 @@ def main() -> None:
             emulator.obey(own, wanted)
             found["gone along"] = evaluate(emulate(emulator, "fast"), data, u, "clean")
             found["the coarse run alone"] = evaluate(alone, data, u, "clean", 1)
-            what = f"3.5 coarse start, {size}², {parameter} × {factor:g}"
+            what = f"3.5 {name}, {size}², {parameter} × {factor:g}"
             for how, scores in found.items():
                 for lead in sorted({1, JUDGED, LEADS}):
                     for q in ("rmse", "crps"):

@@ -57,8 +57,10 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "lapse-quality": {"autoencoder": "convolutional", "shares": {"mean": 0.75, "generator": 0.25}, "mode": "quality"},
     "pixel-diffusion-16": {"autoencoder": "identity", "shares": {"generator": 1.0}, "mode": "quality"},
     "fno": {"autoencoder": "identity", "shares": {}, "mode": "mean"},
-    # Not asked for: lapse-fast that starts from a coarse run of the known equation's solver, and that run alone.
+    # Not asked for: lapse-fast that starts from a coarse run of the known equation's solver; the same with a small net,
+    # since that run does most of the work; and that run alone.
     "lapse-coarse": {"autoencoder": "convolutional", "shares": {"mean": 0.75, "fast": 0.25}, "mode": "fast"},
+    "lapse-coarse-small": {"autoencoder": "convolutional", "shares": {"mean": 0.75, "fast": 0.25}, "mode": "fast"},
     "coarse-solver": {"autoencoder": "identity", "shares": {}, "mode": "mean"},
 }  # fmt: skip
 COARSE = {64: {"resolution": 32, "steps": 4}, 256: {"resolution": 64, "steps": 5}}  # decisions/0013
@@ -80,10 +82,10 @@ def settings(size: int, data_path: Path, name: str) -> list[str]:
         f"training.fast.lr={4e-4 if started else 3e-3}",
         f"emulator.sampling_steps={16 if 'diffusion' in name else 8}",
     ]  # fmt: skip
-    if name == "lapse-coarse":
+    if name.startswith("lapse-coarse"):
         out.append(f"emulator.coarse={COARSE[like]}".replace("'", ""))
-        if like == 64:  # the run does most of the work, and a small net makes up for its time
-            out += ["emulator.width=32", "emulator.depth=3"]
+    if name == "lapse-coarse-small":
+        out += ["emulator.width=32", "emulator.depth=3"]
     if not pixels:
         out += [f"autoencoder.{key}={value}" for key, value in CODES[like].items()]
         out.append("training.autoencoder.noise=0.02")

@@ -43,7 +43,8 @@ ERROR = 0.05  # of the initial state, in climatological standard deviations
 EDGES = (0.5, 1.5, 3.5, 7.5, 15.5, 1e9)  # of the bands of a long run, in rad per unit of length
 HEADLINE = ("lapse-fast", "pixel-crps", "latent-diffusion-16")
 DETERMINISTIC = ("pixel-mean", "fno")
-OURS = ("lapse-fast", "lapse-coarse")  # of which something is asked
+COARSE = ("lapse-coarse", "lapse-coarse-small")
+OURS = ("lapse-fast", *COARSE)  # of which something is asked
 
 
 @torch.no_grad()
@@ -188,7 +189,8 @@ def compare(size: int, scores: Scores, saturation: int, label: str) -> list[Row]
             add(f"{name} rmse clean lead {k}", [f["clean"]["leads"][k - 1]["rmse"] for f in scores[name].values()])
     small = size < 256
     known = {n: np.mean(list(mean(n, "clean", "rmse").values())) for n in DETERMINISTIC if n in scores}
-    for name, called in {"lapse-fast": "fast", "lapse-coarse": "lapse-coarse"}.items():
+    for name in OURS:
+        called = name.replace("lapse-fast", "fast")
         ours = mean(name, "clean", "crps")
         ratio(f"crps {called} / latent-16", ours, mean("latent-diffusion-16", "clean", "crps"), "<= 0.85")
         pixels = "<= 1.05" if small else "<= 0.9"
@@ -201,10 +203,10 @@ def compare(size: int, scores: Scores, saturation: int, label: str) -> list[Row]
             ratio(check, mean(name, "clean", "rmse"), mean(best, "clean", "rmse"), wanted)
         alone = mean("coarse-solver", "clean", "rmse")
         ratio(f"rmse of {called}'s mean / the coarse solver alone", mean(name, "clean", "rmse"), alone, None)
-    for q in ("crps", "rmse"):
-        check = f"{q} lapse-coarse / fast"
-        ratio(check, mean("lapse-coarse", "clean", q), mean("lapse-fast", "clean", q), None)
-    for name in (*HEADLINE, "lapse-coarse", "lapse-quality", "pixel-two-stage"):
+    for name in COARSE:
+        for q in ("crps", "rmse"):
+            ratio(f"{q} {name} / fast", mean(name, "clean", q), mean("lapse-fast", "clean", q), None)
+    for name in (*HEADLINE, *COARSE, "lapse-quality", "pixel-two-stage"):
         uncertain = [f["uncertain"]["leads"] for f in scores.get(name, {}).values() if "uncertain" in f]
         for quantity, ideal, target, unit in (
             ("spread_skill", 1.0, "0.8..1.2", "ratio"), ("coverage_90", 0.9, "0.85..0.95", "share")

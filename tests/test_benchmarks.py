@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMISED = {
     "accelerator": ["2.2 accelerator, training, fast stage, 2 windows of 4 frames, float32"],
     "augment": ["4.3 relative L2 augment / opt", "4.3 relative L2 of a U-Net", "4.3 coverage", "4.3 largest misfit at"],
-    "coarse": ["3.5 coarse start, 32², viscosity × 0.7: rmse gone along / as it is, lead 10"],
+    "coarse": ["3.5 lapse-coarse-small, 32², viscosity × 0.7: rmse gone along / as it is, lead 10"],
     "codes": ["2.1 code linear, 16x16x12, net 64: floor", "2.1 code linear, 16x16x12, net 64: lead 20"],
     "darcy": ["4.3 darcy, exact: relative L2 of both, augment / opt", "4.3 darcy, 10 % error: coverage of 90 %"],
     "ensembles": ["4.1 peak memory", "4.1 after kills the same", "4.1 decoded member / direct one", "4.1 online mean"],
