@@ -24,6 +24,7 @@ from lapse.datasets.spec import FieldSpec, Variable
 from lapse.physics.equation import equation
 from lapse.physics.grid import Grid
 from lapse.physics.operators import refine, truncate
+from lapse.surrogate.coarse import CoarseSolver
 from lapse.surrogate.emulator import Emulator
 from lapse.surrogate.package import build
 from lapse.surrogate.state import State
@@ -34,13 +35,17 @@ ROUNDS = 2 if quick() else 5
 MEMBERS = 4 if quick() else 16  # as many as a forecast computes at once on a processor (decisions/0070)
 
 
+def known(size: int) -> FieldSpec:
+    """Of the benchmark's flow."""
+    interval = contenders.DATA[size]["interval"]
+    return FieldSpec((Variable("vorticity", "s-1"),), Grid.periodic_box(size), interval, "s", equation="kolmogorov")
+
+
 def emulator(name: str, size: int) -> Emulator:
     """A contender of the forecast benchmark with random weights, its last layers too."""
     config = compose([*contenders.settings(size, ROOT / "unused.zarr", name)])
-    spec = FieldSpec((Variable("vorticity", "s-1"),), Grid.periodic_box(size), 0.2, "s", equation="kolmogorov")
-    net = build(
-        spec, {"normaliser": {}, "autoencoder": {**config["autoencoder"], "heads": []}, "emulator": config["emulator"]}
-    )
+    autoencoder = {**config["autoencoder"], "heads": []}
+    net = build(known(size), {"normaliser": {}, "autoencoder": autoencoder, "emulator": config["emulator"]})
     torch.manual_seed(0)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.02)
@@ -60,6 +65,18 @@ def frame(net: Emulator, mode: str, decode: bool, members: int = MEMBERS) -> Cal
         states.append(net.advance(states.pop(), noise, None, mode))  # type: ignore[arg-type]
         if decode:
             net.decode(states[0])
+
+    return run
+
+
+def coarse_run(size: int) -> Callable[[], None]:
+    """A frame of the solver that the coarse contenders start from."""
+    solver = CoarseSolver(known(size), **contenders.COARSE[size])
+    u = 3 * torch.randn(MEMBERS, 1, size, size)
+
+    @torch.no_grad()
+    def run() -> None:
+        solver(u)
 
     return run
 
@@ -119,6 +136,7 @@ def main() -> None:
             "lapse fast, latents": frame(fast, "fast", False),
             "lapse coarse, decoded": frame(emulator("lapse-coarse", size), "fast", True),
             "lapse coarse small, decoded": frame(emulator("lapse-coarse-small", size), "fast", True),
+            "coarse solver alone": coarse_run(size),
             "lapse quality, decoded": frame(emulator("lapse-quality", size), "quality", True),
             "pixel crps": frame(pixel, "fast", True),
             "pixel diffusion 16": frame(emulator("pixel-diffusion-16", size), "quality", True),
