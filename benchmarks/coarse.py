@@ -73,7 +73,7 @@ def main() -> None:
                 rows.append(Row(f"{what}: {q} gone along / as it is, lead {JUDGED}", a / b, None, "<= 0.45", "ratio"))
             away = max(abs(b - 1) for b in found["gone along"]["bands"])
             rows.append(Row(f"{what}: largest change of a band, lead {LEADS}", away, None, "<= 0.1", "change"))
-    show(rows, record("coarse", rows, (time.perf_counter() - begin) / 60, stage=str(options.size)))
+    show(rows, record("coarse", rows, (time.perf_counter() - begin) / 60, stage=f"{options.size}-{name}"))
 
 
 if __name__ == "__main__":
