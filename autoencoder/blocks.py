@@ -35,6 +35,7 @@ __all__ = [
 # amplifies.
 _ROWS = 16  # of which a matrix product gives each the same, whatever the others are
 _LANES = 32  # elements that a processor's vector loop takes at once, at most; a rest goes through other formulas
+_GRAIN = 32768  # elements below which torch does not share a loop among threads
 
 
 def pad_axes(x: Tensor, width: int, periodic: Sequence[bool]) -> Tensor:
@@ -72,10 +73,12 @@ def depth_to_space(x: Tensor, factor: Sequence[int]) -> Tensor:
 
 def alike(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function(x)``, element by element, with the same bits for an element wherever in ``x`` it stands."""
-    rest = -x.numel() % _LANES
-    if not rest:
+    size, threads, pieces = x.numel(), torch.get_num_threads(), 0
+    while pieces != (pieces := min(threads, max(1, -(-size // _GRAIN)))):  # each thread's piece has a rest of its own
+        size += -size % (_LANES * pieces)
+    if size == x.numel():
         return function(x)
-    return function(F.pad(x.flatten(), (0, rest)))[: x.numel()].view(x.shape)
+    return function(F.pad(x.flatten(), (0, size - x.numel())))[: x.numel()].view(x.shape)
 
 
 class SiLU(nn.Module):

@@ -38,10 +38,13 @@ class CoarseSolver:
         if steps is not None and steps < 1:
             raise ValueError(f"emulator.coarse.steps: found {steps}, wanted 1 or more, or null for the solver's own")
         self.grid = spec.grid if resolution is None else _coarser(spec.grid, resolution)
-        self.law = law(spec.replace(grid=self.grid))
+        self.law = law(spec.replace(grid=self.grid, masks={}))
         if sorted(self.law.variables) != sorted(spec.names):
             found, wanted = ", ".join(spec.names), ", ".join(self.law.variables)
             raise ValueError(f"emulator.coarse: found the variables {found}, wanted those of {spec.equation}, {wanted}")
+        if spec.masks or self.law.algebraic:
+            found = "masked cells" if spec.masks else f"{', '.join(self.law.algebraic)} without a rate of change"
+            raise ValueError(f"emulator.coarse: found {found}, wanted a law that moves every variable in every cell")
         self.order = [spec.names.index(n) for n in self.law.variables]
         self.back = [self.law.variables.index(n) for n in spec.names]
 
@@ -67,4 +70,7 @@ def _coarser(grid: Grid, resolution: int) -> Grid:
     if not all(grid.periodic) or not 4 <= resolution <= longest:
         wanted = f"periodic axes and 4 to {longest} nodes, or null for the grid of the data"
         raise ValueError(f"emulator.coarse.resolution: found {resolution} and the grid ({grid}), wanted {wanted}")
-    return grid.resampled([max(1, round(n * resolution / longest)) for n in grid.shape])
+    shape = [round(n * resolution / longest) for n in grid.shape]
+    if any(m < min(4, n) for m, n in zip(shape, grid.shape, strict=True)):
+        raise ValueError(f"emulator.coarse.resolution: found {resolution}, {shape} nodes, wanted 4 or more an axis")
+    return grid.resampled(shape)

@@ -124,9 +124,9 @@ def design(
             it is.
         verified: earlier designs of this kind, nine or more, that the solver verified: the interval becomes as much
             wider as theirs fell short (`lapse.surrogate.trust`).
-        certify: end the search before the first state whose forecast the model's certificate does not hold for
-            (`lapse.surrogate.stopping`); not with ``repairs`` and not over "parameters". A step then costs a run of the
-            solver over all frames of all members more.
+        certify: end the search before the first state whose forecast has fewer certified frames than is usual, or than
+            that from the start (`lapse.surrogate.stopping`); not with ``repairs`` and not over "parameters". A step
+            then costs a run of the solver over all frames of all members more.
 
     Returns:
         Dataset that `forecast` takes as it is: the designed variables over ``(time, *space)``, and the given ones as
@@ -203,6 +203,7 @@ def design(
             begun = bool(rounds) and torch.allclose(control.fields(rounds[0].found.x), case.given, rtol=1e-6, atol=0.0)
         verdict.achieved_given = rounds[0].achieved if begun else critic.worth(case.given, critic.run(case.given))
     doubts = suspicions(best, verdict, manifold.limits, members, sense if rounds else None)
+    doubts += [] if certified is None else certified.doubts
     options |= {"constraints": list(held), "radius": radius, "prior": prior, "repairs": repairs}
     options |= {} if certified is None else {"certified_limit": certified.limit}
     return _warned(assemble(case, u, search.path, rounds, best, verdict, manifold.limits, options, doubts), doubts)

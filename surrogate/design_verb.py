@@ -55,7 +55,7 @@ def add_options(verb: ArgumentParser) -> None:
         help="draw so many good initial conditions of the model's climate instead of one optimum near the given state",
     )  # fmt: skip
     verb.add_argument("--temperature", type=float, metavar="T", help="of --samples, in the objective's units")
-    verb.add_argument("--certify", action="store_true", help="end the search where the certificate does not hold")
+    verb.add_argument("--certify", action="store_true", help="end where fewer frames than usual are certified")
     verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
 

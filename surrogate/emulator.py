@@ -6,10 +6,11 @@ With z the latents of the last frames, ℓ(z) a start that needs no network and 
     quality         z₁ = m(z) + σ r,  r = sampler(x̂(·; z, m(z)), noise)   flow matching on the residual to the mean net
     fast            z₁ = ℓ(z) + q + s G(z, noise)                         one evaluation, CRPS through the decoder
 
-ℓ is persistence, z₀, and q is 0; or ℓ is a linear map fitted before and q its innovation, which G then sees as its maps
-of noise (`Propagator`). M, F (inside x̂) and G are three sets of weights of one `Backbone`; G starts from M. A rollout
-stays in latent space, but for a rare refreshed frame (`rollout`). Noise always comes from outside, as a flat vector of
-`noise_size` numbers a member and frame, so that a member is a function of its own generator and of nothing else.
+ℓ is persistence, z₀, or a coarse run of the equation's solver (`CoarseSolver`), and q is 0; or ℓ is a linear map fitted
+before and q its innovation, which G then sees as its maps of noise (`Propagator`). M, F (inside x̂) and G are three
+sets of weights of one `Backbone`; G starts from M. A rollout stays in latent space, but for a rare refreshed frame
+(`rollout`). Noise always comes from outside, as a flat vector of `noise_size` numbers a member and frame, so that a
+member is a function of its own generator and of nothing else.
 """
 
 from collections.abc import Mapping
@@ -154,13 +155,15 @@ class Emulator(nn.Module):
 
         ``noise (B, decode_noise_size)``, standard normal, adds the decoder's error.
         """
-        wanted = state.z.requires_grad and torch.is_grad_enabled()
-        if state.cells is None or (wanted and not state.cells.requires_grad):
-            state.cells = self.autoencoder.network.decode(state.z[:, -1])
+        wanted, cells = state.z.requires_grad and torch.is_grad_enabled(), state.cells
+        if cells is None or (wanted and not cells.requires_grad):
+            cells = self.autoencoder.network.decode(state.z[:, -1])
+        if self.coarse is not None:
+            state.cells = cells
         error = None
         if noise is not None and self.error is not None:
             error = self.error(state.z[:, -1], noise)
-        return self.autoencoder.finish(state.cells, state.carried, phase, error)
+        return self.autoencoder.finish(cells, state.carried, phase, error)
 
     def push(self, state: State, z: Tensor) -> State:
         """The state one frame later, with ``z (B, c, *latent)`` as its newest frame."""

@@ -6,7 +6,7 @@ normalisation, and W and P the smoothing and the projection of `correction`,
     R(z₀, z₁) = P W N [ D(z₁) − Φ(D(z₀)) ]          what it shall be
     R_φ(z₀, z₁) = A(z₁) − F(z₀)                     the form of every one-step defect: separable
     A = P W N D                                     exact, nothing of it is learned
-    F = A ∘ m_φ,     m_φ(z) = z + s M_φ(z)          the only part that is
+    F = A ∘ m_φ,     m_φ(z) = ℓ(z) + s M_φ(z)       the only part that is
 
 s is the scale of one frame's change. m_φ is a net of the mean net's kind, started from it, and trained on decoded
 states of every sort that a forecast meets (encoded, noised, rolled out, corrected) with the solver's answer to D(z₀) as

@@ -201,14 +201,18 @@ class Search:
         for k, iterate in enumerate(steps):
             iterate.evaluations += spent
             iterate.about["round"] = number
+            ended = False
+            if self.certified is not None:
+                share = iterate.about["certified"] = self.certified(self._fields(iterate.x))
+                if k == 0:
+                    self.certified.begin(share)
+                ended = share < self.certified.limit
             iterate.about["seconds"] = time.process_time() - self._begin
             self.path.append(iterate)
             bar.update(k > 0)
             bar.set_postfix(objective=iterate.about["objective"], refresh=False)
-            if self.certified is not None:
-                share = iterate.about["certified"] = self.certified(self._fields(iterate.x))
-                if k and share < self.certified.limit:
-                    return
+            if ended:
+                return
             yield iterate
             norm = float(iterate.gradient.norm())
             first = norm if first is None else first

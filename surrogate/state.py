@@ -14,6 +14,7 @@ class State:
     """``z (B, history, c, *latent)``, newest frame last, and the carried conserved quantities ``(B, C)``.
 
     ``cells`` is what the network decodes of the newest frame, once it was: a coarse start needs it, too.
+    Make a new State rather than change one.
     """
 
     z: Tensor

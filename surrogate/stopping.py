@@ -36,7 +36,25 @@ class CertifiedShare:
         if case.steps > leads:
             wanted = f"at most the {leads} that the certificate covers"
             raise ValueError(f"certify: found {case.steps} steps, wanted {wanted}. Usual fix: a new calibration")
-        self.limit = min(self.verdict.certificate.share, self(case.given))
+        self.limit = self.verdict.certificate.share
+
+    def begin(self, share: float) -> None:
+        """Judge by the ``share`` of the search's start, too. Raises ValueError where nothing of it is certified."""
+        self.limit = min(self.limit, share)
+        if not self.limit > 0:
+            raise ValueError(
+                "certify: found no certified frame in the forecast from the start, or none to be expected, wanted some "
+                "to fall below. Usual fix: look at model.forecast(ds, steps, certify=True); analyses that say they "
+                "obey the equation at other parameters are audited by those, so use model.at(…) for them"
+            )
+
+    @property
+    def doubts(self) -> list[str]:
+        """That the start is worse than usual, and the rule as lax as that."""
+        usual = self.verdict.certificate.share
+        if self.limit == usual:
+            return []
+        return [f"{self.limit:.0%} of the frames from the start are certified, usually {usual:.0%}: the rule is lax"]
 
     @torch.no_grad()
     def __call__(self, u: Tensor) -> float:

@@ -105,6 +105,15 @@ def test_elements_do_not_depend_on_their_place(function: Callable[[torch.Tensor]
     torch.testing.assert_close(whole, function(x))
     for first, last in ((0, 1), (1, 32), (5, 68), (900, 999)):
         assert torch.equal(alike(function, x[first:last].reshape(-1, 1))[:, 0], whole[first:last]), (first, last)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        many = 3 * torch.randn(131_168)
+        whole = alike(function, many)
+        for size in (32_769, 65_568, 98_400):
+            assert torch.equal(alike(function, many[:size]), whole[:size]), size
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(SiLU()(x[:5]), alike(F.silu, x)[:5])
 
 

@@ -120,6 +120,14 @@ def test_a_decoded_frame_is_kept_but_not_without_its_gradient() -> None:
     torch.testing.assert_close(g, wanted)
 
 
+def test_without_a_coarse_start_nothing_is_kept() -> None:
+    model = lossless()
+    state = model.encode(states(2)[:, None])
+    state.z.requires_grad_(True)
+    first, second = (torch.autograd.grad(model.decode(state).sum(), state.z)[0] for _ in range(2))
+    assert torch.equal(first, second) and state.cells is None
+
+
 def test_a_model_goes_along_when_parameters_change() -> None:
     first = Model(lossless(coarse={"resolution": None, "steps": None}), "toy", {"name": "toy"})
     u = states(1)
@@ -162,5 +170,17 @@ def test_what_cannot_be_is_refused() -> None:
     walls = tuple(Axis(a.name, a.coordinates, a.units) for a in SPEC.grid.axes)
     with pytest.raises(ValueError, match="periodic"):
         CoarseSolver(SPEC.replace(grid=Grid(walls)), 8)
+    masked = SPEC.replace(masks={"vorticity": np.ones((16, 16), bool)})
+    with pytest.raises(ValueError, match="found masked cells"):
+        CoarseSolver(masked)
+    box = Grid.periodic_box((64, 8))
+    with pytest.raises(ValueError, match=r"\[8, 1\] nodes, wanted 4 or more"):
+        CoarseSolver(SPEC.replace(grid=box), 8)
+    darcy = lookup("darcy")
+    still = FieldSpec(
+        tuple(Variable(n, darcy.units[n]) for n in darcy.variables), darcy.usual.grid(16), 1.0, "s", equation="darcy"
+    )
+    with pytest.raises(ValueError, match="without a rate of change"):
+        CoarseSolver(still)
     with pytest.raises(ValueError, match="beside"):
         lossless(coarse={"resolution": 8, "steps": 1}, linear={"reach": 1, "components": 0})

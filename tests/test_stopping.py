@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -98,6 +100,16 @@ def test_within_the_climate_it_changes_nothing() -> None:
     free, held = found(**options), found(certify=True, **options)
     np.testing.assert_array_equal(free["vorticity"], held["vorticity"])
     assert (held["certified"] >= held["certified"].attrs["limit"]).all()
+
+
+def test_a_start_that_is_not_certified_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    goal = objectives.region_mean("vorticity", lead=2, **BOX)
+    other = {"equation": "kolmogorov", "parameters": json.dumps({**PARAMETERS, "forcing": 1.5})}
+    with pytest.raises(ValueError, match="found no certified frame in the forecast from the start"):
+        model().design(analysis().assign_attrs(other), goal, 2, sense="maximise", certify=True, progress=False)
+    strict = replace(model().certificates["fast"], share=0.95)
+    monkeypatch.setitem(model().certificates, "fast", strict)
+    assert "the rule is lax" in found(certify=True).attrs["lapse_design_doubts"]
 
 
 def test_what_cannot_be_is_refused() -> None:
